@@ -1,0 +1,1 @@
+"""The core: inner loop, meta-gradient, learner."""

@@ -1,0 +1,122 @@
+"""A model as a pure function: (parameters, input, statistics) → (output, statistics seen).
+
+The function runs on a twin of the model that has its structure but none of its data: every tensor lives on the meta
+device, and every batch norm is exchanged for one whose statistics are values, passed in and given back. So nothing in
+the user's model is ever mutated, and any `nn.Module` qualifies.
+"""
+
+import copy
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from fewstep.errors import BadInput
+from fewstep.models.batch_norm import apply_statistics, batch_statistics, normalise
+
+NORMS = (_BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.modules.instancenorm._InstanceNorm, nn.RMSNorm)
+
+
+class Moments(NamedTuple):
+    """Mean and biased variance of each channel."""
+
+    mean: Tensor
+    var: Tensor
+
+
+Statistics = dict[str, Moments]  # by the name of the batch norm
+
+
+class _ValueNorm(nn.Module):
+    """A batch norm that is told its statistics, or tells them."""
+
+    weight: Tensor | None
+    bias: Tensor | None
+
+    def __init__(self, norm: _BatchNorm, name: str):
+        super().__init__()
+        self.register_parameter("weight", norm.weight)
+        self.register_parameter("bias", norm.bias)
+        self.eps, self.name = norm.eps, name
+        self.given: Statistics | None = None
+        self.seen: Statistics = {}
+        self.differentiable = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.given is not None:
+            mean, var = self.given[self.name]
+            return apply_statistics(x, mean, var, self.weight, self.bias, self.eps)
+        if self.differentiable:
+            mean, var = batch_statistics(x)
+            y = apply_statistics(x, mean, var, self.weight, self.bias, self.eps)
+        else:
+            y, mean, var = normalise(x, self.weight, self.bias, self.eps)
+        self.seen[self.name] = Moments(mean, var)
+        return y
+
+
+def norm_parameters(model: nn.Module) -> list[str]:
+    """Names of the weights and biases of normalisation layers, recognised by type."""
+    layers = {f"{name}." if name else "": m for name, m in model.named_modules() if isinstance(m, NORMS)}
+    return [prefix + name for prefix, layer in layers.items() for name, _ in layer.named_parameters(recurse=False)]
+
+
+class Functional:
+    """`model` as a pure function of its parameters.
+
+    Arguments:
+        model: any module; it is neither kept nor changed.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+        >>> output, seen = Functional(model)(dict(model.named_parameters()), torch.randn(4, 2))
+        >>> output.shape, list(seen)
+        (torch.Size([4, 3]), ['1'])
+    """
+
+    def __init__(self, model: nn.Module):
+        self.twin = copy.deepcopy(model).to("meta")
+        self.batch_norms: dict[str, int] = {}
+        self._norms: list[_ValueNorm] = []
+        for name, module in list(self.twin.named_modules()):
+            if isinstance(module, _BatchNorm):
+                if isinstance(self.twin, _BatchNorm):
+                    raise BadInput("the model is a bare batch norm; wrap it in a module that has something to adapt")
+                norm = _ValueNorm(module, name)
+                self.twin.set_submodule(name, norm)
+                self.batch_norms[name] = module.num_features
+                self._norms.append(norm)
+
+    def train_like(self, model: nn.Module | None) -> None:
+        """Dropout and the like behave as in `model`, or as in evaluation where it is None."""
+        if model is None:
+            self.twin.eval()
+            return
+        for name, module in model.named_modules():
+            self.twin.get_submodule(name).training = module.training
+
+    def __call__(
+        self,
+        parameters: dict[str, Tensor],
+        x: Tensor | tuple[Tensor, ...],
+        given: Statistics | None = None,
+        differentiable: bool = False,
+    ) -> tuple[Tensor, Statistics]:
+        """The output for `x`, and the statistics each batch norm normalised by.
+
+        Arguments:
+            parameters: every parameter and buffer of the model, by name.
+            x: the input, or a tuple of the inputs.
+            given: normalise by these statistics; by the batch's own where None.
+            differentiable: let gradients flow through the statistics that come back.
+        """
+        seen: Statistics = {}
+        for norm in self._norms:
+            norm.given, norm.seen, norm.differentiable = given, seen, differentiable
+        try:
+            output = torch.func.functional_call(self.twin, parameters, x if isinstance(x, tuple) else (x,))
+        finally:
+            for norm in self._norms:
+                norm.given, norm.seen = None, {}  # keep no tensor of a task alive
+        return output, seen

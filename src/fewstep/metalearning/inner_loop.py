@@ -1,0 +1,124 @@
+"""The inner loop: from meta-parameters and one task's support set to adapted parameters, step by step."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fewstep.metalearning.functional import Functional, Moments, Statistics
+from fewstep.methods import Method
+from fewstep.methods.rules import row
+
+Parameters = dict[str, Tensor]
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+class Meta(NamedTuple):
+    """Everything a task starts from, as values.
+
+    model: parameters and buffers by name. rates: of the rule. norm: per-step norm weights, (steps, …) each.
+    running: per-step running statistics, moments of (steps, channels) each.
+    """
+
+    model: Parameters
+    rates: Parameters
+    norm: Parameters
+    running: Statistics
+
+
+class Adaptation(NamedTuple):
+    """Where a task stands after some inner steps: its parameters, and what normalised the support pass before."""
+
+    step: int
+    parameters: Parameters
+    support_loss: Tensor | None
+    support_statistics: Statistics
+
+
+Gradient = Callable[[Callable[[Parameters], tuple[Tensor, Statistics]], Parameters], tuple[Parameters, Tensor, Any]]
+
+
+def second_order(f: Callable, fast: Parameters) -> tuple[Parameters, Tensor, Any]:
+    """Gradients of `f` that can be differentiated again."""
+    loss, seen = f(fast)
+    gradients = torch.autograd.grad(loss, list(fast.values()), create_graph=True, materialize_grads=True)
+    return dict(zip(fast, gradients, strict=True)), loss, seen
+
+
+def first_order(f: Callable, fast: Parameters) -> tuple[Parameters, Tensor, Any]:
+    """Gradients of `f` as constants; no graph outlives the call."""
+    leaves = {name: weight.detach().requires_grad_() for name, weight in fast.items()}
+    with torch.enable_grad():
+        loss, seen = f(leaves)
+        gradients = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
+    seen = {name: Moments(m.mean.detach(), m.var.detach()) for name, m in seen.items()}
+    return dict(zip(fast, gradients, strict=True)), loss.detach(), seen
+
+
+def transformed_second_order(f: Callable, fast: Parameters) -> tuple[Parameters, Tensor, Any]:
+    """`second_order` for use under `torch.func` transforms."""
+    gradients, (loss, seen) = torch.func.grad_and_value(f, has_aux=True)(fast)
+    return gradients, loss, seen
+
+
+def transformed_first_order(f: Callable, fast: Parameters) -> tuple[Parameters, Tensor, Any]:
+    """`first_order` for use under `torch.func` transforms."""
+    gradients, loss, seen = transformed_second_order(f, {name: weight.detach() for name, weight in fast.items()})
+    return {name: g.detach() for name, g in gradients.items()}, loss.detach(), seen
+
+
+def at_step(meta: Meta, step: int) -> Parameters:
+    """The view of the parameters at an inner step: per-step norm weights give their row, so no module sees a step."""
+    return {**meta.model, **{name: row(rows, step) for name, rows in meta.norm.items()}}
+
+
+def running_at(meta: Meta, step: int) -> Statistics:
+    """The running statistics of an inner step."""
+    return {name: Moments(row(m.mean, step), row(m.var, step)) for name, m in meta.running.items()}
+
+
+class InnerLoop(NamedTuple):
+    """One task's forward passes and updates, as pure functions of `Meta`.
+
+    forward: the model as a function. loss: (output, target) → scalar. adapted: names the rule updates.
+    statistics: `batch`, `running` or `support`, see `fewstep.Norm`.
+    """
+
+    forward: Functional
+    loss: Loss
+    method: Method
+    adapted: tuple[str, ...]
+    statistics: str
+
+    def adapt(self, meta: Meta, x: Any, y: Tensor, steps: int, gradient: Gradient) -> Iterator[Adaptation]:
+        """The task's state after 0, 1, … `steps` inner steps on its support set.
+
+            θ_{i+1} = rule(θ_i, ∇L_support(θ_i; row i of every per-step part))
+        """
+        fast = {name: meta.model[name] for name in self.adapted}
+        yield Adaptation(0, at_step(meta, 0) | fast, None, {})
+        for step in range(steps):
+            view = at_step(meta, step)
+            given = running_at(meta, step) if self.statistics == "running" else None
+
+            def support_loss(fast: Parameters, view=view, given=given) -> tuple[Tensor, Statistics]:
+                output, seen = self.forward(view | fast, x, given)
+                return self.loss(output, y), seen
+
+            gradients, loss, seen = gradient(support_loss, fast)
+            fast = self.method.rule.update(fast, gradients, meta.rates, step)
+            # A query pass after update i sees the same row i as the support pass before it.
+            yield Adaptation(step + 1, view | fast, loss, seen)
+
+    def query_statistics(self, meta: Meta, state: Adaptation, support_x: Any) -> Statistics | None:
+        """What normalises the queries of an adapted task; None is their own batch."""
+        if not self.forward.batch_norms or self.statistics == "batch":
+            return None
+        if self.statistics == "running":
+            return running_at(meta, max(state.step - 1, 0))
+        return self.forward(state.parameters, support_x, differentiable=True)[1]
+
+    def predict(self, meta: Meta, state: Adaptation, support_x: Any, query_x: Any) -> Tensor:
+        """The output for the queries after the inner steps taken so far."""
+        return self.forward(state.parameters, query_x, self.query_statistics(meta, state, support_x))[0]

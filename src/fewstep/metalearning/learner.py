@@ -1,0 +1,264 @@
+"""`Learner`: a model and a method, with everything the outer loop learns."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from fewstep.errors import BadInput, unknown
+from fewstep.metalearning.functional import Functional, Moments, Statistics, norm_parameters
+from fewstep.metalearning.inner_loop import InnerLoop, Loss, Meta, Parameters, first_order
+from fewstep.metalearning.meta_gradient import STRATEGIES, Plan
+from fewstep.methods import Method
+from fewstep.tasks.batch import TaskBatch
+
+
+VECTORIZED_BELOW = 1024  # support values a task on a CPU: smaller tasks are bound by call overhead, larger by cache
+
+
+class MetaGradient(NamedTuple):
+    """What `Learner.meta_gradient` returns.
+
+    loss: mean meta-loss over tasks, scalar. query_logits: (B, Q, …) after the last inner step.
+    gradients: {name: tensor} for every name of `Learner.meta_parameters`. task_losses: (B,).
+    statistics: batch-norm moments of the support passes, (steps, channels), for `Learner.update_running`.
+    """
+
+    loss: Tensor
+    query_logits: Tensor
+    gradients: Parameters
+    task_losses: Tensor
+    statistics: Statistics
+
+
+class Predictor:
+    """An adapted task: maps queries to outputs.
+
+    By default an output depends on its own query and the support set alone, never on the other queries.
+
+    Arguments:
+        forward, parameters: the model and its adapted parameters.
+        given: statistics that normalise the queries; their own batch where None.
+
+    Example:
+        >>> import fewstep
+        >>> learner = Learner(nn.Linear(2, 3), fewstep.preset("maml"))
+        >>> predictor = learner.adapt(torch.randn(3, 2), torch.arange(3))
+        >>> predictor(torch.randn(7, 2)).shape
+        torch.Size([7, 3])
+    """
+
+    def __init__(self, forward: Functional, parameters: Parameters, given: Statistics | None):
+        self.parameters = parameters
+        self._forward, self._given = forward, given
+
+    @torch.no_grad()
+    def __call__(self, query_x: Any) -> Tensor:
+        """Outputs (Q, …) for queries (Q, …)."""
+        self._forward.train_like(None)
+        return self._forward(self.parameters, query_x, self._given)[0]
+
+
+class _Tree(nn.Module):
+    """Tensors under dotted names, so that a learner's state has `rates.blocks.0.conv.weight` as it is written."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], buffers: bool = False):
+        super().__init__()
+        for name, tensor in tensors.items():
+            *path, leaf = name.split(".")
+            node: nn.Module = self
+            for part in path:
+                if part not in node._modules:
+                    node.add_module(part, _Tree({}))
+                node = node._modules[part]  # type: ignore[assignment]
+            if buffers:
+                node.register_buffer(leaf, tensor)
+            else:
+                node.register_parameter(leaf, nn.Parameter(tensor))
+
+
+class Learner(nn.Module):
+    """A model, a method and a loss: the meta-gradient of a meta-batch, and adaptation to one task.
+
+        ∇_meta (1/B) Σ_b Σ_i w_i L(query_b; θ_{i+1}^b),    θ_{i+1} = rule(θ_i, ∇L(support_b; θ_i))
+
+    Arguments:
+        model: any `nn.Module`; its parameters are shared, so training the learner trains the model.
+        method: a `Method`, see `fewstep.preset`.
+        loss: (output, target) → scalar mean, such as `F.cross_entropy` or `F.mse_loss`.
+        strategy: `loop` (task by task), `vectorized` (all tasks at once) or `auto` (chosen by measured size).
+
+    Raises:
+        BadInput: nothing to adapt, an unknown strategy, labels that the model has no output for.
+
+    Source: Finn, Abbeel, Levine, arXiv 1703.03400.
+
+    Example:
+        >>> import fewstep, torch.nn.functional as F
+        >>> learner = Learner(nn.Linear(2, 3), fewstep.preset("maml"), loss=F.cross_entropy)
+        >>> x, y = torch.randn(4, 3, 2), torch.arange(3).expand(4, 3)
+        >>> result = learner.meta_gradient(fewstep.TaskBatch(x, y, x, y))
+        >>> result.query_logits.shape, list(result.gradients)
+        (torch.Size([4, 3, 3]), ['model.weight', 'model.bias'])
+    """
+
+    def __init__(
+        self, model: nn.Module, method: Method, loss: Loss = nn.functional.cross_entropy, strategy: str = "auto"
+    ):
+        super().__init__()
+        if strategy != "auto" and strategy not in STRATEGIES:
+            raise unknown("strategy", strategy, ["auto", *STRATEGIES])
+        self.model, self.method, self.loss, self.strategy = model, method, loss, strategy
+        self._forward = Functional(model)
+        self._widths: dict[Any, int] = {}  # of the output, by shape of the input
+        trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        norms = [name for name in norm_parameters(model) if name in trainable]
+        self.adapted = tuple(method.adapted(list(trainable), set(norms)))
+        if not self.adapted and method.steps:
+            raise BadInput(f"{method.name} adapts {method.adapted}, but the model has no trainable parameter like that")
+        rows = max(method.steps, 1)
+        with torch.no_grad():
+            self.rates = _Tree(method.rule.rates({n: trainable[n] for n in self.adapted}, method.steps))
+            per_step = [n for n in norms if n not in self.adapted] if method.norm.affine == "per_step" else []
+            self.norm = _Tree({n: trainable[n].detach().expand(rows, *trainable[n].shape).clone() for n in per_step})
+            anchor = next(iter(model.parameters()))
+            moments = {
+                f"{name}.{part}": anchor.new_full((rows, channels), float(part == "var"))
+                for name, channels in self._forward.batch_norms.items()
+                for part in ("mean", "var")
+            }
+            self.running = _Tree(moments, buffers=True)
+
+    # --- meta-parameters ---------------------------------------------------------------------------------------------
+
+    def meta_parameters(self) -> dict[str, nn.Parameter]:
+        """Every tensor the outer loop learns, as `model.<name>`, `rates.<name>` or `norm.<name>`.
+
+        A norm weight that is learned for each step appears as `norm.<name>`, not as `model.<name>`.
+        """
+        replaced = {f"model.{name}" for name, _ in self.norm.named_parameters()}
+        return {n: p for n, p in self.named_parameters() if p.requires_grad and n not in replaced}
+
+    def _whole(self, learned: Parameters) -> Meta:
+        """The learned tensors, completed by all that is fixed."""
+        by_part: dict[str, Parameters] = {"model": {}, "rates": {}, "norm": {}}
+        for name, tensor in learned.items():
+            part, _, rest = name.partition(".")
+            by_part[part][rest] = tensor
+        # A module may write to its buffers; it gets copies.
+        fixed = {n: p.detach() for n, p in self.model.named_parameters() if n not in by_part["model"]}
+        fixed |= {n: b.clone() for n, b in self.model.named_buffers()}
+        moments = dict(self.running.named_buffers())
+        running = {n: Moments(moments[f"{n}.mean"], moments[f"{n}.var"]) for n in self._forward.batch_norms}
+        return Meta(fixed | by_part["model"], by_part["rates"], by_part["norm"], running)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def has_batch_norm(self) -> bool:
+        return bool(self._forward.batch_norms)
+
+    def frozen(self) -> Meta:
+        """Everything a task starts from, without a graph: what adaptation and evaluation use."""
+        return self._whole({name: p.detach() for name, p in self.meta_parameters().items()})
+
+    def inner_loop(self, statistics: str) -> InnerLoop:
+        """The inner loop under a statistics policy; evaluation and adaptation call it with dropout off."""
+        return InnerLoop(self._forward, self.loss, self.method, self.adapted, statistics)
+
+    # --- training ----------------------------------------------------------------------------------------------------
+
+    def meta_gradient(self, batch: TaskBatch, progress: float = 0.0, strategy: str | None = None) -> MetaGradient:
+        """Meta-loss, query output and meta-gradient of a meta-batch; changes nothing.
+
+        Arguments:
+            batch: B tasks. progress: fraction of the training done, for the method's schedules.
+            strategy: overrides the learner's.
+
+        Raises:
+            BadInput: labels the model has no output for; a model that vmap cannot take under `vectorized`.
+        """
+        self.check(tree_map(lambda t: t[0], batch.support_x), batch.support_y)
+        plan = Plan(self.method.order(progress), self.method.step_weights(progress, self.method.steps))
+        policy = "support" if self.method.norm.statistics == "support" else "batch"
+        self._forward.train_like(self.model)
+        run = STRATEGIES[self.chosen_strategy(batch, strategy)]
+        learned: Parameters = dict(self.meta_parameters())
+        gradients, outcome = run(self.inner_loop(policy), plan, learned, self._whole, batch)
+        statistics = {n: Moments(m.mean.mean(0), m.var.mean(0)) for n, m in outcome.statistics.items()}
+        return MetaGradient(outcome.loss.mean(), outcome.query_logits, gradients, outcome.loss, statistics)
+
+    @torch.no_grad()
+    def update_running(self, statistics: Statistics) -> None:
+        """Move the running statistics of every inner step towards those of a meta-batch.
+
+            running ← (1 − momentum) running + momentum · seen
+        """
+        buffers = dict(self.running.named_buffers())
+        for name, moments in statistics.items():
+            for part in ("mean", "var"):
+                seen = getattr(moments, part)
+                buffers[f"{name}.{part}"][: len(seen)].lerp_(seen, self.method.norm.momentum)
+
+    def chosen_strategy(self, batch: TaskBatch, strategy: str | None = None) -> str:
+        """The strategy for a meta-batch: the one asked for, or under `auto` the faster one by measured size."""
+        strategy = strategy or self.strategy
+        if strategy not in ("auto", *STRATEGIES):
+            raise unknown("strategy", strategy, ["auto", *STRATEGIES])
+        if strategy != "auto":
+            return strategy
+        if batch.support_y.device.type != "cpu":
+            return "vectorized"
+        leaves = batch.support_x if isinstance(batch.support_x, tuple) else (batch.support_x,)
+        return "vectorized" if sum(leaf[0].numel() for leaf in leaves) < VECTORIZED_BELOW else "loop"
+
+    @torch.no_grad()
+    def check(self, support_x: Any, support_y: Tensor) -> None:
+        """Raise BadInput where labels (of any shape) do not fit the model's output for one task's inputs.
+
+        Looks at labels on the CPU only: elsewhere looking would wait for the device.
+        """
+        if support_y.is_floating_point() or support_y.device.type != "cpu" or not support_y.numel():
+            return
+        lowest, highest = int(support_y.min()), int(support_y.max())
+        if lowest < 0:
+            raise BadInput(f"a label is {lowest}; labels count from 0")
+        shape = tuple(leaf.shape for leaf in (support_x if isinstance(support_x, tuple) else (support_x,)))
+        if shape not in self._widths:
+            self._forward.train_like(None)
+            self._widths[shape] = self._forward(self.frozen().model, support_x)[0].shape[-1]
+        if highest >= self._widths[shape]:
+            raise BadInput(
+                f"tasks have labels up to {highest}, but the model has {self._widths[shape]} outputs: "
+                f"build the model for {highest + 1} ways, or draw tasks of {self._widths[shape]} ways"
+            )
+
+    # --- adaptation --------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def adapt(
+        self, support_x: Any, support_y: Tensor, steps: int | None = None, statistics: str | None = None
+    ) -> Predictor:
+        """Adapt to one task; the learner stays as it is, bit for bit.
+
+        Arguments:
+            support_x, support_y: (S, …) and (S,) or (S, …): one task's support set, without a task axis.
+            steps: inner steps; the method's where None. Later steps reuse the last row of per-step parts.
+            statistics: what normalises batch norms; where None `running` if that is the method's policy, otherwise
+                `support`, so that a prediction never depends on the other queries. `batch` is transductive.
+
+        Raises:
+            BadInput: labels the model has no output for; an unknown statistics policy.
+        """
+        if statistics is None:
+            statistics = "running" if self.method.norm.statistics == "running" else "support"
+        self.check(support_x, support_y)
+        self._forward.train_like(None)
+        inner, meta = self.inner_loop(statistics), self.frozen()
+        steps = self.method.steps if steps is None else steps
+        *_, final = inner.adapt(meta, support_x, support_y, steps, first_order)
+        return Predictor(self._forward, final.parameters, inner.query_statistics(meta, final, support_x))

@@ -1,0 +1,110 @@
+"""The meta-gradient of a meta-batch, by strategies with equal results.
+
+    meta-loss(meta) = (1/B) Σ_b Σ_i w_i L(query_b; θ_{i+1}^b)
+
+`loop` goes task by task with plain autograd; `vectorized` takes all tasks at once. The gradient is taken for each task
+inside the vmap, then averaged: differentiating the mean of a vmapped loss instead is silently wrong in second order
+where built-in norm layers have adapted weights.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from fewstep.metalearning.functional import Moments, Statistics
+from fewstep.metalearning.inner_loop import (
+    InnerLoop,
+    Meta,
+    Parameters,
+    first_order,
+    second_order,
+    transformed_first_order,
+    transformed_second_order,
+)
+from fewstep.methods.schedules import Order
+from fewstep.tasks.batch import TaskBatch
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a method prescribes at one moment of the training: derivative order and step weights."""
+
+    order: Order
+    step_weights: Sequence[float]
+
+
+class Outcome(NamedTuple):
+    """What a task gives beside its gradient: query output after the last step, support statistics by step."""
+
+    loss: Tensor
+    query_logits: Tensor
+    statistics: Statistics
+
+
+Whole = Callable[[Parameters], Meta]  # learned tensors, by meta-parameter name → all that a task starts from
+Result = tuple[Parameters, Outcome]  # mean gradients by meta-parameter name; outcomes with a leading task axis
+
+
+def _parts(batch: TaskBatch) -> tuple:
+    return batch.support_x, batch.support_y, batch.query_x, batch.query_y
+
+
+def _task_loss(
+    inner: InnerLoop, plan: Plan, meta: Meta, sx: Any, sy: Tensor, qx: Any, qy: Tensor, gradient: Any
+) -> tuple[Tensor, Outcome]:
+    """Σ_i w_i L_query(θ_{i+1}) of one task; a query pass only where a weight asks for one."""
+    steps = inner.method.steps
+    total: Any = 0.0
+    seen: list[Statistics] = []
+    for state in inner.adapt(meta, sx, sy, steps, gradient):
+        if state.step:
+            seen.append(state.support_statistics)
+        elif steps:
+            continue
+        weight = plan.step_weights[max(state.step - 1, 0)]
+        if weight or state.step == steps:
+            logits = inner.predict(meta, state, sx, qx)
+            if weight:
+                total = total + weight * inner.loss(logits, qy)
+    by_step = {
+        name: Moments(*(torch.stack([getattr(s[name], part) for s in seen]).detach() for part in ("mean", "var")))
+        for name in (seen[0] if seen else {})
+    }
+    return total, Outcome(total.detach(), logits.detach(), by_step)
+
+
+def loop(inner: InnerLoop, plan: Plan, learned: Parameters, whole: Whole, batch: TaskBatch) -> Result:
+    """Task by task: each task's graph is freed before the next one's is built."""
+    leaves = {name: tensor.detach().requires_grad_() for name, tensor in learned.items()}
+    meta = whole(leaves)
+    gradient = second_order if plan.order == "second" else first_order
+    sums: list[Tensor] = [torch.zeros_like(leaf) for leaf in leaves.values()]
+    outcomes = []
+    for index in range(len(batch)):
+        task = tree_map(lambda t, index=index: t[index], _parts(batch))
+        loss, outcome = _task_loss(inner, plan, meta, *task, gradient)
+        gradients = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
+        sums = [a.add_(b) for a, b in zip(sums, gradients, strict=True)]
+        outcomes.append(outcome)
+    means = {name: s / len(batch) for name, s in zip(leaves, sums, strict=True)}
+    return means, tree_map(lambda *each: torch.stack(each), *outcomes)
+
+
+def vectorized(inner: InnerLoop, plan: Plan, learned: Parameters, whole: Whole, batch: TaskBatch) -> Result:
+    """All tasks at once under vmap."""
+    gradient = transformed_second_order if plan.order == "second" else transformed_first_order
+
+    def task(learned: Parameters, sx: Any, sy: Tensor, qx: Any, qy: Tensor) -> tuple[Tensor, Outcome]:
+        return _task_loss(inner, plan, whole(learned), sx, sy, qx, qy, gradient)
+
+    per_task = torch.func.grad_and_value(task, has_aux=True)
+    mapped = torch.func.vmap(per_task, in_dims=(None, 0, 0, 0, 0), randomness="different")
+    gradients, (_, outcomes) = mapped({name: t.detach() for name, t in learned.items()}, *_parts(batch))
+    return tree_map(lambda g: g.mean(0), gradients), outcomes
+
+
+STRATEGIES = {"loop": loop, "vectorized": vectorized}

@@ -1,0 +1,125 @@
+"""The remaining parts of a method: what is adapted, how norms behave, how the outer loop steps, how long a run is."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, get_args
+
+import torch
+from torch import Tensor
+
+from fewstep.errors import BadInput, unknown
+from fewstep.methods.schedules import Constant, RateSchedule
+
+Statistics = Literal["batch", "running", "support"]
+Affine = Literal["shared", "per_step"]
+
+
+class Adapted(Protocol):
+    """Chooses, from a model's parameter names, those that the inner loop updates."""
+
+    def __call__(self, names: Sequence[str], norms: Collection[str]) -> list[str]: ...
+
+
+@dataclass(frozen=True)
+class All:
+    """The inner loop updates every parameter.
+
+    Example:
+        >>> All()(["conv.weight", "norm.weight"], norms={"norm.weight"})
+        ['conv.weight', 'norm.weight']
+    """
+
+    def __call__(self, names: Sequence[str], norms: Collection[str]) -> list[str]:  # noqa: ARG002
+        return list(names)
+
+
+@dataclass(frozen=True)
+class AllButNorm:
+    """The inner loop updates every parameter but the weights and biases of normalisation layers.
+
+    What MAML's and MAML++'s released codes do; layers are recognised by their type, not by their name.
+
+    Example:
+        >>> AllButNorm()(["conv.weight", "norm.weight"], norms={"norm.weight"})
+        ['conv.weight']
+    """
+
+    def __call__(self, names: Sequence[str], norms: Collection[str]) -> list[str]:
+        return [name for name in names if name not in norms]
+
+
+@dataclass(frozen=True)
+class Norm:
+    """How normalisation layers behave in the inner loop.
+
+    Arguments:
+        affine: their weights and biases are `shared` by all inner steps, or learned `per_step` (BNWB of MAML++).
+        statistics: what batch norm normalises by when evaluating.
+            `batch`: every forward pass by its own batch, so an answer depends on the other queries (transductive);
+            `running`: running statistics, kept for every inner step (BNRS of MAML++);
+            `support`: queries by the statistics of the support set, so an image gets one answer alone or in a crowd.
+            Training normalises by `support` under that policy and by the batch under the two others.
+        momentum: weight of the newest outer step in the running statistics.
+
+    Example:
+        >>> Norm(affine="per_step").statistics
+        'batch'
+    """
+
+    affine: Affine = "shared"
+    statistics: Statistics = "batch"
+    momentum: float = 0.1
+
+    def __post_init__(self) -> None:
+        for name, value, known in (("affine", self.affine, Affine), ("statistics", self.statistics, Statistics)):
+            if value not in get_args(known):
+                raise unknown(f"norm.{name}", value, get_args(known))
+
+
+@dataclass(frozen=True)
+class Outer:
+    """The outer step: Adam on the meta-gradient.
+
+    Arguments:
+        rate: schedule of the outer learning rate.
+        betas: Adam's decay rates of the first and second moment.
+        clamp: clamp every entry of the gradients of the model's and norms' tensors to [−clamp, clamp]; learned rates
+            are left alone (the released MAML and MAML++ do this with 10 on mini-ImageNet).
+
+    Example:
+        >>> Outer(clamp=10.0).clamped({"model.w": torch.tensor(20.0), "rates.w": torch.tensor(20.0)})
+        {'model.w': tensor(10.), 'rates.w': tensor(20.)}
+    """
+
+    rate: RateSchedule = field(default_factory=Constant)
+    betas: tuple[float, float] = (0.9, 0.999)
+    clamp: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.clamp is not None and self.clamp <= 0:
+            raise BadInput(f"outer.clamp is {self.clamp}; it must be positive, or none")
+
+    def optimizer(self, meta_parameters: dict[str, Tensor]) -> torch.optim.Adam:
+        return torch.optim.Adam(meta_parameters.values(), lr=self.rate(0.0), betas=self.betas)
+
+    def clamped(self, gradients: dict[str, Tensor]) -> dict[str, Tensor]:
+        if self.clamp is None:
+            return gradients
+        bound = self.clamp
+        return {n: g if n.startswith("rates.") else g.clamp(-bound, bound) for n, g in gradients.items()}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How long the published run is: what a training uses where the user says nothing.
+
+    Arguments:
+        epochs, iterations: outer steps are epochs × iterations; every epoch ends with a validation.
+        tasks: tasks in a meta-batch.
+        ensemble: how many of the best validation epochs the published number averages the logits of.
+    """
+
+    epochs: int = 100
+    iterations: int = 500
+    tasks: int = 8
+    ensemble: int = 1

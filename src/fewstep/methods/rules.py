@@ -1,0 +1,77 @@
+"""Inner rules: how one inner step turns fast weights and their gradients into new fast weights.
+
+A rule is a pair of pure functions on dictionaries of tensors, keyed by parameter name:
+
+    rates(fast, steps)                      the meta-parameters it learns, at their initial values (may be none)
+    update(fast, gradients, rates, step)    the fast weights after inner step `step`
+
+Steps beyond those trained for reuse the last row of a rate that has one row a step.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+Weights = Mapping[str, Tensor]
+
+
+def row(rows: Tensor, step: int) -> Tensor:
+    """Row `step` of a per-step tensor (steps, …); the last row for every later step."""
+    return rows[min(step, len(rows) - 1)]
+
+
+class Rule(Protocol):
+    def rates(self, fast: Weights, steps: int) -> dict[str, Tensor]: ...
+
+    def update(self, fast: Weights, gradients: Weights, rates: Weights, step: int) -> dict[str, Tensor]: ...
+
+
+@dataclass(frozen=True)
+class Sgd:
+    """Gradient descent with one fixed rate (MAML, arXiv 1703.03400).
+
+        θ ← θ − α ∇L
+
+    Arguments:
+        rate: α, for a loss that is a mean over the support set. Codes that sum over ways need α / ways there.
+
+    Example:
+        >>> Sgd(0.5).update({"w": torch.tensor(1.0)}, {"w": torch.tensor(0.2)}, {}, 0)
+        {'w': tensor(0.9000)}
+    """
+
+    rate: float = 0.1
+
+    def rates(self, fast: Weights, steps: int) -> dict[str, Tensor]:  # noqa: ARG002 - learns none
+        return {}
+
+    def update(self, fast: Weights, gradients: Weights, rates: Weights, step: int) -> dict[str, Tensor]:  # noqa: ARG002
+        return {name: weight - self.rate * gradients[name] for name, weight in fast.items()}
+
+
+@dataclass(frozen=True)
+class PerLayerPerStep:
+    """A learned rate for every parameter tensor and inner step (LSLR of MAML++, arXiv 1810.09502).
+
+        θ_l ← θ_l − α_{l,i} ∇_l L        at inner step i, for tensor l
+
+    The rates may become negative; nothing clamps or decays them.
+
+    Arguments:
+        rate: the initial value of every α_{l,i}.
+
+    Example:
+        >>> PerLayerPerStep(0.1).rates({"w": torch.zeros(3, 3)}, steps=2)
+        {'w': tensor([0.1000, 0.1000])}
+    """
+
+    rate: float = 0.1
+
+    def rates(self, fast: Weights, steps: int) -> dict[str, Tensor]:
+        return {name: weight.new_full((max(steps, 1),), self.rate) for name, weight in fast.items()}
+
+    def update(self, fast: Weights, gradients: Weights, rates: Weights, step: int) -> dict[str, Tensor]:
+        return {name: weight - row(rates[name], step) * gradients[name] for name, weight in fast.items()}

@@ -1,0 +1,6 @@
+"""Networks for few-shot tasks, built of plain torch modules, and a batch norm that is quick to differentiate twice."""
+
+from fewstep.models.conv4 import Conv4
+from fewstep.models.mlp import MLP
+
+__all__ = ["MLP", "Conv4"]

@@ -1,0 +1,112 @@
+"""The four-block convolutional network of the few-shot literature."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fewstep.errors import BadInput, unknown
+from fewstep.models.max_pool import max_pool
+
+
+class Block(nn.Module):
+    """Convolution 3×3, batch norm, activation, then half the size: by max-pooling 2×2 or by the stride."""
+
+    def __init__(self, channels: int, filters: int, pool: bool, negative_slope: float) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, filters, 3, stride=1 if pool else 2, padding=1)
+        self.norm = nn.BatchNorm2d(filters, track_running_stats=False)
+        self.pool = pool
+        self.negative_slope = negative_slope
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.conv(x))
+        if self.pool:
+            # The activation never decreases, so it commutes with the maximum; afterwards it has a quarter of the work.
+            x = max_pool(x)
+        return F.leaky_relu(x, self.negative_slope)
+
+
+class Conv4(nn.Module):
+    """Four blocks of convolution, batch norm, LeakyReLU and max-pooling, then a linear head.
+
+        h₀ = x,  hᵢ₊₁ = pool(LeakyReLU(norm(Wᵢ ∗ hᵢ + bᵢ))),  logits = V flatten(h₄) + c
+
+    Args:
+        ways: classes of a task.
+        channels: channels of an image.
+        filters: channels of every hidden map.
+        image_size: height and width in pixels, one number if equal.
+        downsample: "max_pool" 2×2 in every block, or "stride" 2 in every convolution and the mean of the last map.
+        init: "xavier" draws convolutions and head from Xavier's uniform, with zero biases; "default" as torch.
+        blocks: number of blocks.
+        negative_slope: slope of the activation below zero; 0 is ReLU, 0.01 what the code released with MAML++ uses.
+
+    Shapes: (N, channels, height, width) -> (N, ways).
+
+    Raises:
+        BadInput: images too small to halve once a block, or others than the network was built for.
+
+    Source: Vinyals et al., Matching Networks, NeurIPS 2016; Antoniou et al., How to train your MAML, ICLR 2019.
+
+    Example:
+        >>> Conv4(ways=5, channels=3, filters=48, image_size=84)(torch.zeros(25, 3, 84, 84)).shape
+        torch.Size([25, 5])
+    """
+
+    def __init__(
+        self,
+        ways: int = 5,
+        channels: int = 1,
+        filters: int = 64,
+        image_size: int | tuple[int, int] = 28,
+        downsample: Literal["max_pool", "stride"] = "max_pool",
+        init: Literal["xavier", "default"] = "xavier",
+        blocks: int = 4,
+        negative_slope: float = 0.01,
+    ) -> None:
+        super().__init__()
+        if downsample not in ("max_pool", "stride"):
+            raise unknown("downsample", downsample, ("max_pool", "stride"))
+        if init not in ("xavier", "default"):
+            raise unknown("init", init, ("xavier", "default"))
+        if min(ways, channels, filters, blocks) < 1:
+            raise BadInput(f"Conv4 needs at least one of each: ways {ways}, channels {channels}, filters {filters}, blocks {blocks}")
+        if negative_slope < 0:
+            raise BadInput(f"negative_slope is {negative_slope}; it must not be below 0")
+        height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+        pool = downsample == "max_pool"
+        # Pooling rounds down and must leave a pixel. A strided convolution rounds up, and the norm after the last one
+        # needs two values a channel even of a single image, as a support set of one class and shot has.
+        smallest = 2**blocks if pool else 2 ** (blocks - 1) + 1
+        if min(height, width) < smallest:
+            raise BadInput(
+                f"images of {height}×{width} pixels are too small for {blocks} blocks with {downsample}: "
+                f"the smallest is {smallest}×{smallest}"
+            )
+        self.image_shape = (channels, height, width)
+        self.blocks = nn.ModuleList(
+            Block(channels if i == 0 else filters, filters, pool, negative_slope) for i in range(blocks)
+        )
+        self.head = nn.Linear(filters * (height >> blocks) * (width >> blocks) if pool else filters, ways)
+        self.pool = pool
+        if init == "xavier":
+            for module in self.modules():
+                if isinstance(module, nn.Conv2d | nn.Linear):
+                    nn.init.xavier_uniform_(module.weight)
+                    nn.init.zeros_(module.bias)
+        # Pooling and norm are several times faster on a CPU with the channels last in memory; the layout of the
+        # weights decides that of the maps.
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[1:] != self.image_shape:
+            built, given = ("×".join(map(str, shape)) for shape in (self.image_shape, x.shape[1:]))
+            raise BadInput(f"this Conv4 was built for images of {built}; it was given {given}")
+        if x.shape[1] == 1:
+            # With one channel both layouts are one, and only the strides can tell torch which is meant.
+            x = x.reshape(-1, *x.shape[2:], 1).movedim(-1, 1)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x.flatten(1) if self.pool else x.mean((2, 3)))

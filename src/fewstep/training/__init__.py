@@ -1,0 +1,1 @@
+"""Training, evaluation, run directories, checkpoints."""

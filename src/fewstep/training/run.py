@@ -1,0 +1,172 @@
+"""A run directory: what a training was asked for, where it ran, what it measured, and its checkpoints.
+
+    config.json          the resolved configuration; another one is refused
+    environment.json     versions, machine, threads
+    metrics.jsonl        one JSON record a line: `train` several times an epoch, `validation` once
+    checkpoints/         last.safetensors, and one file for each of the best validation epochs
+    score.json           what `fewstep evaluate` measured last
+"""
+
+import json
+import os
+import platform
+import sys
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fewstep.errors import BadInput
+from fewstep.metalearning.inner_loop import Meta
+from fewstep.metalearning.learner import Learner
+from fewstep.training.checkpoint import load_checkpoint, restore_module, without_prefix, write_atomically
+
+
+def environment() -> dict[str, Any]:
+    """Versions and machine, as recorded with every run."""
+    packages = ("fewstep", "torch", "numpy", "pillow", "safetensors", "tyro", "rich", "plotly")
+    return {
+        "python": platform.python_version(),
+        **{name: version(name) for name in packages},
+        "machine": f"{platform.system()} {platform.machine()}",
+        "processor": torch.backends.cpu.get_cpu_capability(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "command": " ".join(sys.argv),
+    }
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training's directory, read or written.
+
+    Arguments:
+        directory: the folder.
+
+    Raises:
+        BadInput: a file in it that cannot be read, a configuration that is not the one it was made with.
+
+    Example:
+        >>> Run(Path("runs/none")).exists
+        False
+    """
+
+    directory: Path
+
+    @property
+    def exists(self) -> bool:
+        return (self.directory / "config.json").is_file()
+
+    @property
+    def last(self) -> Path:
+        return self.directory / "checkpoints" / "last.safetensors"
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The resolved configuration."""
+        path = self.directory / "config.json"
+        if not path.is_file():
+            raise BadInput(f"{self.directory} is not a run directory: it has no config.json")
+        try:
+            config = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise BadInput(f"{path} cannot be read ({error}); the run must be trained anew") from error
+        if not isinstance(config, dict):
+            raise BadInput(f"{path} is not a run's configuration; the run must be trained anew")
+        return config
+
+    def open(self, config: dict[str, Any]) -> None:
+        """Start the run, or go on with it if its configuration is this one."""
+        config = json.loads(json.dumps(config))
+        if not self.exists:
+            if self.directory.is_dir() and any(self.directory.iterdir()):
+                raise BadInput(f"{self.directory} is not empty and not a run directory; choose another --directory")
+            self._write("environment.json", environment())
+            self._write("config.json", config)
+            return
+        differing = sorted(_differing(config, self.config))
+        if differing:
+            raise BadInput(
+                f"{self.directory} was made with another configuration ({'; '.join(differing)}); "
+                "choose another --directory, or give the options it was made with"
+            )
+
+    def _write(self, name: str, value: Any) -> None:
+        write_atomically(self.directory / name, (json.dumps(value, indent=2) + "\n").encode())
+
+    def write_score(self, score: Any) -> None:
+        self._write("score.json", score)
+
+    # --- metrics -----------------------------------------------------------------------------------------------------
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """All records, in order; a last line cut off by a crash is left out."""
+        path = self.directory / "metrics.jsonl"
+        records = []
+        for line in path.read_text().splitlines() if path.is_file() else []:
+            try:
+                records.append(json.loads(line))
+            except ValueError:
+                break
+        return records
+
+    def append(self, record: dict[str, Any]) -> None:
+        try:
+            with open(self.directory / "metrics.jsonl", "a") as file:
+                file.write(json.dumps(record) + "\n")
+        except OSError as error:
+            raise BadInput(f"cannot write {self.directory}/metrics.jsonl: {error.strerror}") from error
+
+    def rewind(self, step: int) -> None:
+        """Drop the records after an outer step: those of work that a crash lost and that is about to be redone."""
+        kept = [json.dumps(r) for r in self.metrics() if r["step"] <= step]
+        write_atomically(self.directory / "metrics.jsonl", "".join(f"{line}\n" for line in kept).encode())
+
+    # --- models ------------------------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        """The record of the last checkpoint: `step`, `total`, `best`, …"""
+        return load_checkpoint(self.last)[1]
+
+    @property
+    def finished(self) -> bool:
+        return self.last.is_file() and self.state()["step"] == self.state()["total"]
+
+    def best(self) -> list[tuple[int, float]]:
+        """(epoch, validation value) of the kept epochs, best first."""
+        return [(int(epoch), float(value)) for epoch, value in self.state()["best"]]
+
+    def epoch_path(self, epoch: int) -> Path:
+        return self.directory / "checkpoints" / f"epoch-{epoch:04d}.safetensors"
+
+    def load(self, learner: Learner, epoch: int | None = None) -> Learner:
+        """Put a kept epoch into the learner; the best validation epoch where None.
+
+        Raises:
+            BadInput: the run has no validated epoch yet, or the learner is another model.
+        """
+        if epoch is None:
+            if not self.last.is_file() or not self.best():
+                raise BadInput(f"{self.directory} has no validated epoch yet; run its training command again")
+            epoch = self.best()[0][0]
+        path = self.epoch_path(epoch)
+        restore_module(learner, without_prefix("learner.", load_checkpoint(path)[0]), path)
+        return learner
+
+    def ensemble(self, learner: Learner, size: int) -> list[Meta]:
+        """The `size` best validation epochs, as members for `evaluate`; leaves the best one in the learner."""
+        self.load(learner)
+        members = []
+        for epoch, _ in reversed(self.best()[:size]):
+            frozen = self.load(learner, epoch).frozen()
+            members.append(torch.utils._pytree.tree_map(torch.clone, frozen))
+        return members[::-1]
+
+
+def _differing(new: Any, old: Any, path: str = "") -> list[str]:
+    if isinstance(new, dict) and isinstance(old, dict):
+        return [d for key in {**new, **old} for d in _differing(new.get(key), old.get(key), f"{path}.{key}".strip("."))]
+    return [] if new == old else [f"{path} is {old} there, {new} now"]

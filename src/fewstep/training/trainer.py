@@ -1,0 +1,249 @@
+"""The outer loop: sample a meta-batch, take its meta-gradient, step; validate and save at the end of every epoch."""
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fewstep.errors import BadInput
+from fewstep.metalearning.learner import Learner, MetaGradient
+from fewstep.methods import to_json
+from fewstep.tasks.batch import TaskBatch
+from fewstep.tasks.source import Tasks
+from fewstep.training.checkpoint import (
+    load_checkpoint,
+    optimizer_tensors,
+    restore_module,
+    restore_optimizer,
+    save_checkpoint,
+    with_prefix,
+    without_prefix,
+)
+from fewstep.training.evaluation import evaluate
+from fewstep.training.interrupt import Interrupted, stopping
+from fewstep.training.run import Run
+
+SAVE_EVERY = 120  # seconds between checkpoints inside an epoch: what a crash can cost
+RECORDS_AN_EPOCH = 10  # points of the training curve
+
+
+@dataclass
+class Sums:
+    """Running sums of a training record: over outer steps since the last one."""
+
+    steps: int = 0
+    loss: float = 0.0
+    accuracy: float = 0.0
+    seconds: float = 0.0
+
+
+@dataclass
+class State:
+    """Where a training stands; all that a checkpoint records beside tensors.
+
+    step, total: outer steps done, and in all. best: [epoch, goodness] of the kept epochs, best first.
+    sums: the training record in the making. seconds: spent so far.
+    """
+
+    step: int
+    total: int
+    best: list[list[float]] = field(default_factory=list)
+    sums: Sums = field(default_factory=Sums)
+    seconds: float = 0.0
+
+
+Watch = Callable[[str, dict[str, Any]], None]  # called with ("step" | "train" | "validation", record)
+
+
+def train(
+    learner: Learner,
+    tasks: Tasks,
+    directory: str | Path,
+    *,
+    epochs: int | None = None,
+    iterations: int | None = None,
+    meta_batch: int | None = None,
+    validation_tasks: int = 600,
+    config: dict[str, Any] | None = None,
+    watch: Watch | None = None,
+) -> Run:
+    """Meta-train a learner, resumably; it ends with the weights of its best validation epoch.
+
+        meta ← meta − outer(∇_meta meta-loss(meta-batch t)),   t = 0 … epochs · iterations − 1
+
+    The same call on an unfinished directory goes on where it stopped, with the same result as if it never had.
+
+    Arguments:
+        learner: what to train. tasks: where its tasks come from; task i is a pure function of i.
+        directory: the run directory.
+        epochs, iterations, meta_batch: outer steps are epochs × iterations, of `meta_batch` tasks each; those of the
+            method's recipe where None.
+        validation_tasks: tasks that every epoch is validated on; the best `recipe.ensemble` epochs are kept.
+        config: recorded beside what this call knows; a directory made with another configuration is refused.
+        watch: called with what happens, for progress bars.
+
+    Raises:
+        BadInput: a loss or gradient that is not finite (names epoch, step and tensor; nothing of that step is applied
+            and the last checkpoint stays), a directory of another run, a full disk.
+        Interrupted: Ctrl-C or SIGTERM, after the current outer step and a checkpoint.
+
+    Example:
+        >>> import fewstep, tempfile
+        >>> learner = fewstep.Learner(fewstep.models.MLP(1, 1), fewstep.preset("maml", setting="sinusoid"),
+        ...                           loss=torch.nn.functional.mse_loss)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     run = train(learner, fewstep.sinusoid(), folder, epochs=1, iterations=2, validation_tasks=4)
+        ...     run.finished
+        True
+    """
+    recipe, run = learner.method.recipe, Run(Path(directory))
+    epochs, iterations = epochs or recipe.epochs, iterations or recipe.iterations
+    meta_batch = meta_batch or recipe.tasks
+    run.open({
+        **(config or {}),
+        "method": to_json(learner.method),
+        "tasks": tasks.description,
+        "training": {"epochs": epochs, "iterations": iterations, "meta_batch": meta_batch,
+                     "validation_tasks": validation_tasks},
+        "parameters": {name: list(p.shape) for name, p in learner.meta_parameters().items()},
+    })  # fmt: skip
+    parameters = learner.meta_parameters()
+    optimizer = learner.method.outer.optimizer(dict(parameters))
+    state = State(0, epochs * iterations)
+    if run.last.is_file():
+        state = _restore(run, learner, optimizer)
+        run.rewind(state.step)
+    say = watch or (lambda *_: None)
+    saved = time.perf_counter()
+    with stopping() as stop:
+        while state.step < state.total:
+            started = time.perf_counter()
+            progress = state.step / state.total
+            first = state.step * meta_batch
+            batch = tasks.train(range(first, first + meta_batch)).to(learner.device)
+            result = learner.meta_gradient(batch, progress)
+            _check_finite(result, batch, learner, state.step // iterations, state.step)
+            rate = learner.method.outer.rate(progress)
+            _outer_step(optimizer, parameters, learner.method.outer.clamped(result.gradients), rate)
+            learner.update_running(result.statistics)
+            state.step += 1
+            epoch, iteration = divmod(state.step - 1, iterations)
+
+            sums = state.sums
+            sums.steps += 1
+            sums.loss += result.loss.item()
+            sums.accuracy += _accuracy(result.query_logits, batch.query_y)
+            sums.seconds += time.perf_counter() - started
+            state.seconds += time.perf_counter() - started
+            if (iteration + 1) % max(iterations // RECORDS_AN_EPOCH, 1) == 0 or iteration + 1 == iterations:
+                record = _train_record(state, epoch, meta_batch, rate, batch)
+                run.append(record)
+                say("train", record)
+                state.sums = Sums()
+            say("step", {"step": state.step, "total": state.total, "epoch": epoch, "epochs": epochs, "rate": rate,
+                         "tasks_per_second": meta_batch / (time.perf_counter() - started)})  # fmt: skip
+
+            if iteration + 1 == iterations:
+                _validate(run, learner, tasks, state, epoch, progress, validation_tasks, say)
+            elif not stop.asked and time.perf_counter() - saved < SAVE_EVERY:
+                continue
+            _save(run, learner, optimizer, state)
+            saved = time.perf_counter()
+            if stop.asked and state.step < state.total:
+                raise Interrupted(f"stopped after outer step {state.step} of {state.total}; saved in {directory}")
+    run.load(learner)
+    return run
+
+
+def _outer_step(optimizer: torch.optim.Adam, parameters: dict, gradients: dict[str, Tensor], rate: float) -> None:
+    for name, parameter in parameters.items():
+        parameter.grad = gradients[name]
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def _accuracy(logits: Tensor, y: Tensor) -> float:
+    return float("nan") if y.is_floating_point() else (logits.argmax(-1) == y).double().mean().item()
+
+
+def _train_record(state: State, epoch: int, meta_batch: int, rate: float, batch: TaskBatch) -> dict[str, Any]:
+    sums = state.sums
+    return {
+        "kind": "train",
+        "step": state.step,
+        "epoch": epoch,
+        "loss": sums.loss / sums.steps,
+        "accuracy": None if batch.query_y.is_floating_point() else sums.accuracy / sums.steps,
+        "outer_rate": rate,
+        "tasks_per_second": sums.steps * meta_batch / max(sums.seconds, 1e-9),
+        "seconds": state.seconds,
+    }
+
+
+def _validate(
+    run: Run, learner: Learner, tasks: Tasks, state: State, epoch: int, progress: float, count: int, say: Watch
+) -> None:
+    """Validate the epoch, keep it if it is among the best, record it with the learned rates."""
+    score = evaluate(learner, tasks, count, split="validation", every_step=False, per_query=False)
+    state.seconds += score.seconds
+    kept = max(learner.method.recipe.ensemble, 1)
+    best = sorted([*state.best, [epoch, score.goodness]], key=lambda entry: -entry[1])[:kept]
+    if [epoch, score.goodness] in best:
+        save_checkpoint(run.epoch_path(epoch), with_prefix("learner.", learner.state_dict()), {"epoch": epoch})
+    state.best = best
+    record = {
+        "kind": "validation",
+        "step": state.step,
+        "epoch": epoch,
+        "metric": score.metric,
+        "value": score.value,
+        "interval95": score.interval95,
+        "count": count,
+        "statistics": score.statistics,
+        "best_epoch": best[0][0],
+        "order": learner.method.order(progress),
+        "step_weights": list(learner.method.step_weights(progress, learner.method.steps)),
+        "rates": {n[6:]: p.tolist() for n, p in learner.meta_parameters().items()
+                  if n.startswith("rates.") and p.numel() <= 64},
+        "seconds": state.seconds,
+    }  # fmt: skip
+    run.append(record)
+    say("validation", record)
+
+
+def _save(run: Run, learner: Learner, optimizer: torch.optim.Adam, state: State) -> None:
+    names = list(learner.meta_parameters())
+    tensors = with_prefix("learner.", learner.state_dict())
+    tensors |= with_prefix("optimizer.", optimizer_tensors(optimizer, names))
+    save_checkpoint(run.last, {**tensors, "random": torch.get_rng_state()}, asdict(state))
+    kept = {run.epoch_path(int(epoch)) for epoch, _ in state.best}
+    for path in set(run.last.parent.glob("epoch-*.safetensors")) - kept:
+        path.unlink()  # only now: the checkpoint that names the best ones is on the disk
+
+
+def _restore(run: Run, learner: Learner, optimizer: torch.optim.Adam) -> State:
+    tensors, record = load_checkpoint(run.last)
+    restore_module(learner, without_prefix("learner.", tensors), run.last)
+    restore_optimizer(optimizer, list(learner.meta_parameters()), without_prefix("optimizer.", tensors))
+    torch.set_rng_state(tensors["random"])
+    return State(**{**record, "sums": Sums(**record["sums"])})
+
+
+def _check_finite(result: MetaGradient, batch: TaskBatch, learner: Learner, epoch: int, step: int) -> None:
+    """Stop before a step that would spoil the learner, and say where the trouble began."""
+    tensors = {"the meta-loss": result.loss, **{f"the gradient of {n}": g for n, g in result.gradients.items()}}
+    if torch.stack([t.isfinite().all() for t in tensors.values()]).all():
+        return
+    batch.check_finite()
+    name = next(n for n, t in tensors.items() if not t.isfinite().all())
+    raise BadInput(
+        f"{name} is not finite in epoch {epoch}, outer step {step}: the training diverged. Nothing of this step was "
+        f"applied and the last checkpoint is kept. Use a lower inner rate than {learner.method.rule}, or a lower "
+        "outer rate"
+    )
