@@ -172,6 +172,7 @@ class Learner(nn.Module):
 
     # --- training ----------------------------------------------------------------------------------------------------
 
+    @torch.enable_grad()
     def meta_gradient(self, batch: TaskBatch, progress: float = 0.0, strategy: str | None = None) -> MetaGradient:
         """Meta-loss, query output and meta-gradient of a meta-batch; changes nothing.
 

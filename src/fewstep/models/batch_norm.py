@@ -1,13 +1,13 @@
 """Batch norm with its second derivative in closed form, and batch norm by given statistics."""
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 
 from fewstep.errors import BadInput
-from fewstep.models.folding import fold, unfold
+from fewstep.models.functions import Channelwise, layout
 
 aten = torch.ops.aten
 
@@ -17,8 +17,8 @@ def normalise(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float)
 
         y = γ x̂ + β,  x̂ = (x − μ) / √(σ² + ε),  μ and σ² over all dimensions but the second
 
-    Torch's own second derivative takes some twenty passes over the map; this one takes six. Every derivative agrees
-    with torch's, and under vmap each task keeps its own statistics.
+    Torch's own second derivative takes some twenty passes over the maps; this one writes two maps. Every derivative
+    agrees with torch's, and under vmap each task keeps its own statistics.
 
     Args:
         x: (N, C, *).
@@ -40,14 +40,17 @@ def normalise(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float)
         (tensor([-1.,  1.]), tensor([2.]), tensor([1.]))
     """
     if x.numel() == x.shape[1]:
+        shape = "×".join(map(str, x.shape))
         raise BadInput(
-            f"batch norm sees one value per channel (its input is {'×'.join(map(str, x.shape))}) and needs at least two: "
+            f"batch norm sees one value per channel in an input of {shape}; it needs at least two: "
             "more images per pass or a larger input"
         )
     weight = x.new_ones(x.shape[1]) if weight is None else weight
     bias = x.new_zeros(x.shape[1]) if bias is None else bias
-    y, mean, rstd = _Normalise.apply(x, weight, bias, eps)
-    return y, mean, (rstd.pow(-2) - eps).clamp(min=0)
+    # The compiler of torch drops a function's own derivatives (pytorch issue 193279), so it gets torch's to fuse.
+    function = _Normalise.forward if torch.compiler.is_compiling() else _Normalise.apply
+    y, mean, rstd = function(x, weight, bias, eps)
+    return y, mean.detach(), (rstd.detach().pow(-2) - eps).clamp(min=0)
 
 
 def apply_statistics(
@@ -109,7 +112,7 @@ def batch_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
 # they depend on x is inside these formulas.
 
 
-class _Normalise(Function):
+class _Normalise(Channelwise):
     """(x, γ, β) -> y, μ, r."""
 
     @staticmethod
@@ -126,18 +129,13 @@ class _Normalise(Function):
     def backward(ctx: Any, a: Tensor, *_: Any) -> Any:
         return *_First.apply(a, *ctx.saved_tensors, ctx.eps), None
 
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Any:
-        x, weight, bias = (fold(t, d, info.batch_size) for t, d in zip((x, weight, bias), in_dims, strict=False))
-        return unfold(_Normalise.apply(x, weight, bias, eps), info.batch_size)
 
-
-class _First(Function):
+class _First(Channelwise):
     """(a, x, γ) -> dx, dγ, dβ."""
 
     @staticmethod
     def forward(a: Tensor, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor, eps: float) -> Any:
-        a = _like(a, x)
+        a = a.contiguous(memory_format=layout(x))
         return aten.native_batch_norm_backward(a, x, weight, None, None, mean, rstd, True, eps, [True] * 3)
 
     @staticmethod
@@ -149,68 +147,61 @@ class _First(Function):
     def backward(ctx: Any, *cotangents: Tensor) -> Any:
         return *_Second.apply(*cotangents, *ctx.saved_tensors, ctx.eps), None, None, None
 
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, *inputs: Any) -> Any:
-        *tensors, eps = inputs
-        folded = [fold(t, d, info.batch_size) for t, d in zip(tensors, in_dims, strict=False)]
-        return unfold(_First.apply(*folded, eps), info.batch_size)
 
-
-class _Second(Function):
+class _Second(Channelwise):
     """(u, u_γ, u_β) -> their pull-back to (a, x, γ)."""
 
     @staticmethod
     def forward(
         u: Tensor, u_weight: Tensor, u_bias: Tensor, a: Tensor, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor,
-        d_weight: Tensor, d_bias: Tensor, eps: float,
+        d_weight: Tensor, d_bias: Tensor, _eps: float,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-        u, a = _like(u, x), _like(a, x)
+        u, a = (t.contiguous(memory_format=layout(x)) for t in (u, a))
         count = x.numel() // x.shape[1]
-        s1, s2 = d_bias / count, d_weight / count
-        t2, t1 = (total / count for total in _sums(u, x, mean, rstd))
-        p = _sums(u, a, s1, torch.ones_like(s1))[0] / count
+        s1, s2, t2, t1 = torch.stack((d_bias, d_weight, *_sums(u, x, mean, rstd))).div_(count).unbind()
+        q = torch.addcmul(_sums(u, a, s1, torch.ones_like(s1))[0] / count, s2, t2, value=-1)  # p − t₂ s₂
+        # Coefficients of u, a and x in each result; that of x in ∂/∂a is also that of a in ∂/∂x. Small maps cost less
+        # than the calls that handle their channels, hence the fused multiply-adds.
         scale = weight * rstd
-        x_a = rstd * (u_weight - scale * t2)
-        g_a = _combine(u_bias - scale * t1 - x_a * mean, (scale, u), (x_a, x))
-        u_x = -scale * rstd * s2
-        a_x = rstd * (u_weight - scale * t2)
-        x_x = -(rstd**2) * (scale * (p - 3 * t2 * s2) + u_weight * s2)
-        g_x = _combine(-u_x * t1 - a_x * s1 - x_x * mean, (u_x, u), (a_x, a), (x_x, x))
-        return g_a, g_x, count * rstd * (p - t2 * s2)
+        shared = rstd * torch.addcmul(u_weight, scale, t2, value=-1)
+        g_a = _combine(
+            torch.addcmul(u_bias, scale, t1, value=-1).addcmul_(shared, mean, value=-1), (scale, u), (shared, x)
+        )
+        rs2 = rstd * s2
+        of_u = -scale * rs2
+        of_x = -rstd * (scale * rstd * q).addcmul_(of_u, t2).addcmul_(shared, s2)
+        constant = -(of_u * t1).addcmul_(shared, s1).addcmul_(of_x, mean)
+        g_x = _combine(constant, (of_u, u), (shared, a), (of_x, x))
+        return g_a, g_x, count * rstd * q
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+    def setup_context(ctx: Any, inputs: Any, _output: Any) -> None:
         ctx.save_for_backward(*inputs[:6])
         ctx.eps = inputs[-1]
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> Any:
-        # Nobody is in a hurry for third derivatives: let torch derive them from the plain formula.
-        def first(a: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            mean, var = batch_statistics(x)
-            rstd = torch.rsqrt(var + ctx.eps)
-            h = (x - _channels(mean, x)) * _channels(rstd, x)
-            d_bias, d_weight = a.transpose(0, 1).flatten(1).sum(1), (a * h).transpose(0, 1).flatten(1).sum(1)
-            count = x.numel() // x.shape[1]
-            dx = a - _channels(d_bias / count, x) - h * _channels(d_weight / count, x)
-            return dx * _channels(weight * rstd, x), d_weight, d_bias
-
+        # Third derivatives are rare: let torch derive them from the plain formula.
         def second(u: Tensor, u_weight: Tensor, u_bias: Tensor, *point: Tensor) -> Any:
-            return torch.func.vjp(first, *point)[1]((u, u_weight, u_bias))
+            return torch.func.vjp(partial(_plain_first, eps=ctx.eps), *point)[1]((u, u_weight, u_bias))
 
         return *torch.func.vjp(second, *ctx.saved_tensors)[1](cotangents), *[None] * 5
 
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, *inputs: Any) -> Any:
-        *tensors, eps = inputs
-        folded = [fold(t, d, info.batch_size) for t, d in zip(tensors, in_dims, strict=False)]
-        return unfold(_Second.apply(*folded, eps), info.batch_size)
+
+def _plain_first(a: Tensor, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """What `_First` computes, from parts that torch can differentiate."""
+    mean, var = batch_statistics(x)
+    normalised = apply_statistics(x, mean, var, None, None, eps)
+    d_weight, d_bias = (t.transpose(0, 1).flatten(1).sum(1) for t in (a * normalised, a))
+    count = x.numel() // x.shape[1]
+    dx = a - _channels(d_bias / count, x) - normalised * _channels(d_weight / count, x)
+    return dx * _channels(weight * torch.rsqrt(var + eps), x), d_weight, d_bias
 
 
 def _sums(u: Tensor, x: Tensor, centre: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
     """Σ u (x − centre) scale and Σ u of each channel, in one pass that writes no map."""
     _, weighted, plain = aten.native_batch_norm_backward(
-        u, x, None, None, None, centre, scale, True, 0.0, [False, True, True]
+        u, x, scale, None, None, centre, scale, True, 0.0, [False, True, True]
     )
     return weighted, plain
 
@@ -218,18 +209,12 @@ def _sums(u: Tensor, x: Tensor, centre: Tensor, scale: Tensor) -> tuple[Tensor, 
 def _combine(constant: Tensor, *terms: tuple[Tensor, Tensor]) -> Tensor:
     """constant + Σ coefficient · map, coefficients and constant per channel, with a single new map."""
     (coefficient, x), *rest = terms
-    out = torch.addcmul(_channels(constant, x), _channels(coefficient, x), x)
+    out = x * _channels(coefficient, x)
     for coefficient, x in rest:
         out.addcmul_(_channels(coefficient, x), x)
-    return out
+    return out.add_(_channels(constant, x))
 
 
 def _channels(v: Tensor, x: Tensor) -> Tensor:
     """A vector of channels, to be combined with maps like x."""
     return v.view(-1, *[1] * (x.dim() - 2))
-
-
-def _like(u: Tensor, x: Tensor) -> Tensor:
-    """u in the memory layout of x."""
-    last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-    return u.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)

@@ -72,13 +72,14 @@ class Conv4(nn.Module):
         if init not in ("xavier", "default"):
             raise unknown("init", init, ("xavier", "default"))
         if min(ways, channels, filters, blocks) < 1:
-            raise BadInput(f"Conv4 needs at least one of each: ways {ways}, channels {channels}, filters {filters}, blocks {blocks}")
+            raise BadInput(
+                f"Conv4 needs one or more of each: {ways} ways, {channels} channels, {filters} filters, {blocks} blocks"
+            )
         if negative_slope < 0:
             raise BadInput(f"negative_slope is {negative_slope}; it must not be below 0")
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
         pool = downsample == "max_pool"
-        # Pooling rounds down and must leave a pixel. A strided convolution rounds up, and the norm after the last one
-        # needs two values a channel even of a single image, as a support set of one class and shot has.
+        # Every block must find something to halve: pooling rounds down and must leave a pixel, strides round up.
         smallest = 2**blocks if pool else 2 ** (blocks - 1) + 1
         if min(height, width) < smallest:
             raise BadInput(
@@ -92,13 +93,14 @@ class Conv4(nn.Module):
         self.head = nn.Linear(filters * (height >> blocks) * (width >> blocks) if pool else filters, ways)
         self.pool = pool
         if init == "xavier":
-            for module in self.modules():
-                if isinstance(module, nn.Conv2d | nn.Linear):
-                    nn.init.xavier_uniform_(module.weight)
-                    nn.init.zeros_(module.bias)
+            for name, parameter in self.named_parameters():
+                if parameter.dim() > 1:
+                    nn.init.xavier_uniform_(parameter)
+                elif name.endswith("bias"):
+                    nn.init.zeros_(parameter)
         # Pooling and norm are several times faster on a CPU with the channels last in memory; the layout of the
         # weights decides that of the maps.
-        self.to(memory_format=torch.channels_last)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[1:] != self.image_shape:
@@ -106,7 +108,7 @@ class Conv4(nn.Module):
             raise BadInput(f"this Conv4 was built for images of {built}; it was given {given}")
         if x.shape[1] == 1:
             # With one channel both layouts are one, and only the strides can tell torch which is meant.
-            x = x.reshape(-1, *x.shape[2:], 1).movedim(-1, 1)
+            x = x.reshape(x.shape[0], *x.shape[2:], 1).movedim(-1, 1)
         for block in self.blocks:
             x = block(x)
         return self.head(x.flatten(1) if self.pool else x.mean((2, 3)))

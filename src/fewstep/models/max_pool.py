@@ -4,9 +4,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
+from torch.nn import functional as F
 
-from fewstep.models.folding import fold, unfold
+from fewstep.models.functions import Channelwise, layout
 
 aten = torch.ops.aten
 SIZE = [2, 2]
@@ -30,10 +30,13 @@ def max_pool(x: Tensor) -> Tensor:
         >>> max_pool(torch.arange(4.0).view(1, 1, 2, 2))
         tensor([[[[3.]]]])
     """
+    if torch.compiler.is_compiling():
+        # The compiler of torch drops a function's own derivatives: pytorch issue 193279.
+        return F.max_pool2d(x, 2)
     return _MaxPool.apply(x)[0]
 
 
-class _MaxPool(Function):
+class _MaxPool(Channelwise):
     """x -> y, and the position of each maximum as a constant."""
 
     @staticmethod
@@ -41,71 +44,49 @@ class _MaxPool(Function):
         return aten.max_pool2d_with_indices(x, SIZE, SIZE)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         ctx.mark_non_differentiable(output[1])
         ctx.save_for_backward(output[1])
-        ctx.size = inputs[0].shape[2:]
+        ctx.map = inputs[0].shape[2:], layout(inputs[0])
 
     @staticmethod
     def backward(ctx: Any, a: Tensor, _: Any) -> Tensor:
-        return _Put.apply(a, *ctx.saved_tensors, ctx.size)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, x: Tensor) -> Any:
-        return unfold(_MaxPool.apply(fold(x, in_dims[0], info.batch_size)), info.batch_size)
+        return _Put.apply(a, *ctx.saved_tensors, *ctx.map)
 
 
-class _Put(Function):
+class _Put(Channelwise):
     """Values to their positions in a map of zeros."""
 
     @staticmethod
-    def forward(a: Tensor, positions: Tensor, size: torch.Size) -> Tensor:
-        layout = _layout(positions)
+    def forward(a: Tensor, positions: Tensor, size: torch.Size, lies: torch.memory_format) -> Tensor:
         # Torch asks for the map that was pooled, and looks only at its shape and layout.
-        shape = torch.empty((*a.shape[:2], *size), dtype=a.dtype, device=a.device, memory_format=layout)
-        a = a.contiguous(memory_format=layout)
-        return aten.max_pool2d_with_indices_backward(a, shape, SIZE, SIZE, [0, 0], [1, 1], False, positions)
+        x = torch.empty((*a.shape[:2], *size), dtype=a.dtype, device=a.device, memory_format=lies)
+        a, positions = (t.contiguous(memory_format=lies) for t in (a, positions))
+        return aten.max_pool2d_with_indices_backward(a, x, SIZE, SIZE, [0, 0], [1, 1], False, positions)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, torch.Size], output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: Any, _output: Any) -> None:
         ctx.save_for_backward(inputs[1])
-        ctx.size = inputs[2]
+        ctx.map = inputs[2:]
 
     @staticmethod
-    def backward(ctx: Any, u: Tensor) -> tuple[Tensor, None, None]:
-        return _Take.apply(u, *ctx.saved_tensors), None, None
+    def backward(ctx: Any, u: Tensor) -> tuple[Tensor | None, ...]:
+        return _Take.apply(u, *ctx.saved_tensors, *ctx.map), None, None, None
+
+
+class _Take(Channelwise):
+    """Values of a map at the positions: the transpose of `_Put`."""
 
     @staticmethod
-    def vmap(info: Any, in_dims: Any, a: Tensor, positions: Tensor, size: torch.Size) -> Any:
-        a, positions = (fold(t, d, info.batch_size) for t, d in zip((a, positions), in_dims, strict=False))
-        (out,), (dim,) = unfold([_Put.apply(a, positions, size)], info.batch_size)
-        return out, dim
-
-
-class _Take(Function):
-    """Values of a map at the positions: what `_Put` is the transpose of."""
+    def forward(u: Tensor, positions: Tensor, _size: torch.Size, lies: torch.memory_format) -> Tensor:
+        u = u.contiguous(memory_format=lies)
+        return u.flatten(2).gather(2, positions.flatten(2)).view_as(positions).contiguous(memory_format=lies)
 
     @staticmethod
-    def forward(u: Tensor, positions: Tensor) -> Tensor:
-        u = u.contiguous(memory_format=_layout(positions))
-        return u.flatten(2).gather(2, positions.flatten(2)).view_as(positions)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: Any, _output: Any) -> None:
         ctx.save_for_backward(inputs[1])
-        ctx.size = inputs[0].shape[2:]
+        ctx.map = inputs[2:]
 
     @staticmethod
-    def backward(ctx: Any, a: Tensor) -> tuple[Tensor, None]:
-        return _Put.apply(a, *ctx.saved_tensors, ctx.size), None
-
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, u: Tensor, positions: Tensor) -> Any:
-        u, positions = (fold(t, d, info.batch_size) for t, d in zip((u, positions), in_dims, strict=True))
-        (out,), (dim,) = unfold([_Take.apply(u, positions)], info.batch_size)
-        return out, dim
-
-
-def _layout(x: Tensor) -> torch.memory_format:
-    last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-    return torch.channels_last if last else torch.contiguous_format
+    def backward(ctx: Any, a: Tensor) -> tuple[Tensor | None, ...]:
+        return _Put.apply(a, *ctx.saved_tensors, *ctx.map), None, None, None

@@ -52,7 +52,9 @@ class MLP(nn.Module):
     ) -> None:
         super().__init__()
         if min(inputs, outputs, *hidden) < 1:
-            raise BadInput(f"an MLP needs sizes of at least one: inputs {inputs}, hidden {tuple(hidden)}, outputs {outputs}")
+            raise BadInput(
+                f"an MLP needs sizes of at least one: inputs {inputs}, hidden {tuple(hidden)}, outputs {outputs}"
+            )
         if activation not in ACTIVATIONS:
             raise unknown("activation", activation, ACTIVATIONS)
         if init not in ("default", "truncated_normal"):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 
@@ -87,7 +88,7 @@ class TaskBatch:
         """One meta-batch of all tasks, in order; they must agree in every shape but the number of tasks."""
         if not batches:
             raise BadInput("no meta-batches to concatenate; give at least one")
-        joined = {}
+        joined: dict[str, Any] = {}
         for field in fields(TaskBatch):
             parts = [_leaves(getattr(batch, field.name)) for batch in batches]
             shapes = {tuple(leaf.shape[1:] for leaf in leaves) for leaves in parts}
@@ -99,8 +100,11 @@ class TaskBatch:
         return TaskBatch(**joined)
 
     def _map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> "TaskBatch":
-        values = (getattr(self, field.name) for field in fields(self))
-        return TaskBatch(*(tuple(map(function, v)) if isinstance(v, tuple) else function(v) for v in values))
+        mapped: dict[str, Any] = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            mapped[field.name] = tuple(map(function, value)) if isinstance(value, tuple) else function(value)
+        return TaskBatch(**mapped)
 
 
 def _leaves(value: Inputs) -> tuple[torch.Tensor, ...]:

@@ -21,7 +21,7 @@ class ImageDataset:
     Arguments:
         name: what a run directory and the command line call it.
         train, validation, test: the classes of each split.
-        setting: which published family of settings fits it: "omniglot" or "mini-imagenet".
+        setting: which published family of settings fits it: "omniglot" or "mini_imagenet".
         values: how bytes become float32; without mean and std, 0 to 1.
         rotate: whether training tasks turn each class by random quarter turns unless told otherwise.
         options: every choice that changes pixels or classes, recorded with each run; fit for JSON.

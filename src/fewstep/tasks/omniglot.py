@@ -13,7 +13,7 @@ from fewstep.tasks import resize as resizing
 from fewstep.tasks.class_data import ClassData
 from fewstep.tasks.image_dataset import ImageDataset
 from fewstep.tasks.omniglot_fetch import fetch
-from fewstep.tasks.omniglot_files import DRAWERS, SIDE, Drawings, read, roots
+from fewstep.tasks.omniglot_files import SIDE, Drawings, read, roots
 
 __all__ = ["check", "fetch", "omniglot"]
 
@@ -60,9 +60,9 @@ def omniglot(data_dir: str | os.PathLike[str] | None = None, split: str = "rando
         raise BadInput(f"image_size is {image_size!r}; it must be a whole number of pixels from 1 to 1024")
     drawings = read(data_dir)
     parts = split_classes(drawings, split, data_dir)
-    count = len(drawings.names)
-    everything = ClassData(_pixels(drawings, resize, image_size, invert), np.arange(count) * DRAWERS,
-                           np.full(count, DRAWERS), drawings.names)
+    count, drawers = drawings.packed.shape[:2]
+    everything = ClassData(_pixels(drawings, resize, image_size, invert), np.arange(count) * drawers,
+                           np.full(count, drawers), drawings.names)
     train, validation, test = (everything.select(part) for part in parts)
     if rotations == "classes":
         train, validation, test = train.rotated(), validation.rotated(), test.rotated()

@@ -86,7 +86,7 @@ def read(data_dir: str | os.PathLike[str] | None = None) -> Drawings:
 def _read_npz(place: Path) -> Drawings:
     path = place / "omniglot.npz"
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             packed, background = archive["images"], archive["background"]
             alphabets, characters = map(str, archive["alphabet"]), map(str, archive["character"])
             drawings = Drawings(packed, tuple(alphabets), tuple(characters), background, "npz", place)
@@ -112,7 +112,7 @@ def _read_members(place: Path, form: str, sets: dict[str, Iterator[tuple[str, st
             if len(parts) != 3:
                 raise BadInput(f"{source} is not where Omniglot keeps its images, {name}/Alphabet/characterNN/; "
                                "unpack the archive again")
-            classes.setdefault((parts[0], parts[1]), []).append((parts[2], _decode(source, content)))
+            classes.setdefault((parts[0], parts[1]), []).append((parts[2], decode(source, content)))
         short = [f"{'/'.join(key)} has {len(images)}" for key, images in classes.items() if len(images) != DRAWERS]
         if len(classes) != SETS[name] or short:
             detail = f"; {short[0]} images, not {DRAWERS}" if short else ""
@@ -158,7 +158,8 @@ def _litter(name: str) -> bool:
     return any(part.startswith(".") or part in ("__MACOSX", "Thumbs.db", "desktop.ini") for part in parts)
 
 
-def _decode(source: str, content: bytes) -> NDArray[np.uint8]:
+def decode(source: str, content: bytes) -> NDArray[np.uint8]:
+    """One PNG of 105 x 105 pixels at one bit a pixel, (105, 14) uint8; `source` is what an error calls it."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the size is checked before decoding

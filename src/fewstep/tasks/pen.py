@@ -28,10 +28,10 @@ def draw_curves(points: NDArray[np.float32], segments: NDArray[np.int64], smooth
     Returns (pages, size, size) uint8.
 
     Example:
-        >>> line = np.array([[[[4, 8], [12, 8]]]], np.float32)
+        >>> line = np.array([[[[4.5, 8.5], [11.5, 8.5]]]], np.float32)
         >>> page = draw_curves(line, np.array([[1]]), np.zeros((1, 1), np.float32), np.ones(1, np.float32), 16)[0]
-        >>> page[7, 3:13].tolist()
-        [127, 255, 255, 255, 255, 255, 255, 255, 255, 127]
+        >>> page[8, 3:13:3].tolist()
+        [127, 255, 255, 127]
     """
     page, stroke, piece = np.nonzero(np.arange(points.shape[2] - 1) < segments[..., None])
     start, end = points[page, stroke, piece], points[page, stroke, piece + 1]
@@ -53,7 +53,7 @@ def draw_curves(points: NDArray[np.float32], segments: NDArray[np.int64], smooth
         path = (u * u * (1 + 2 * t) * start[chosen, None] + t * t * (3 - 2 * t) * end[chosen, None]
                 + t * u * (u * leave[chosen, None] - t * arrive[chosen, None]))
         on = page[chosen].repeat(4 * group)
-        _stamp(canvas, path.reshape(-1, 2), on, radius[on], window, side)
+        _stamp(canvas, path.astype(np.float32, copy=False).reshape(-1, 2), on, radius[on], window, side)
     pages = canvas.reshape(len(points), side, side)
     edge = _MARGIN + window // 2
     return np.ascontiguousarray(pages[:, edge : edge + size, edge : edge + size])

@@ -16,7 +16,7 @@ from fewstep.tasks.stroke_programs import PIECES, STROKES, programs
 ROTATIONS = ("task", "classes", "off")
 _SPAN = 2**20  # class numbers of one split of one seed
 _STYLE, _SAMPLE = 201, 202
-_EDGE = 0.9  # nobody writes beyond the page, which runs from -1 to 1
+_EDGE = 0.86  # nobody writes beyond the page, which runs from -1 to 1
 _CHUNK = 256  # images drawn together; their working arrays stay in the cache
 
 
@@ -47,8 +47,8 @@ def strokes(classes: tuple[int, int, int] = (800, 100, 200), drawers: int = 20, 
     if rotations not in ROTATIONS:
         raise unknown("option for rotations of strokes,", str(rotations), ROTATIONS)
     if len(classes) != 3 or not all(_whole(count, 1, _SPAN) for count in classes):
-        raise BadInput(f"classes is {classes!r}; it must be three whole numbers of at least 1, for training, validation "
-                       "and test")
+        raise BadInput(f"classes is {classes!r}; it must be three whole numbers of at least 1, for training, "
+                       "validation and test")
     if not _whole(drawers, 1, 2**31):
         raise BadInput(f"drawers is {drawers!r}; it must be a whole number of at least 1")
     if not _whole(seed, 0, _SPAN - 1):
@@ -118,8 +118,10 @@ def _draw(classes: NDArray[np.int64], drawers: NDArray[np.int64], sample_seed: i
     placed = np.stack([wide - d * high + 0.1 * chance[:, 4, None, None],
                        high + d * wide + 0.1 * chance[:, 5, None, None]], axis=-1)
     corners = placed.reshape(len(classes), -1, 2)
-    over = np.maximum(corners.max(axis=1) - _EDGE, 0) + np.minimum(corners.min(axis=1) + _EDGE, 0)
-    pixels = (placed - over[:, None, None] + 1) * (size / 2)
+    low, high = corners.min(axis=1), corners.max(axis=1)
+    fit = np.minimum(2 * _EDGE / (high - low).max(axis=1, keepdims=True), 1)
+    over = np.maximum(fit * high - _EDGE, 0) + np.minimum(fit * low + _EDGE, 0)
+    pixels = (fit[:, None, None] * placed - over[:, None, None] + 1) * (size / 2)
     smooth = program.smooth[back] + np.where(program.smooth[back] == 0, 0.22, 0.08) * (style[:, 5:6] + 0.5)
     radius = (0.75 + 0.16 * style[:, 6]) * (size / 28)
     return draw_curves(pixels.astype(np.float32), segments, smooth.astype(np.float32), radius.astype(np.float32), size)

@@ -87,10 +87,11 @@ class Run:
             self._write("environment.json", environment())
             self._write("config.json", config)
             return
-        differing = sorted(_differing(config, self.config))
+        differing = _differing(config, self.config)
         if differing:
+            more = f"; and {len(differing) - 4} more" if len(differing) > 4 else ""
             raise BadInput(
-                f"{self.directory} was made with another configuration ({'; '.join(differing)}); "
+                f"{self.directory} was made with another configuration ({'; '.join(differing[:4])}{more}); "
                 "choose another --directory, or give the options it was made with"
             )
 

@@ -139,13 +139,12 @@ def train(
             sums.accuracy += _accuracy(result.query_logits, batch.query_y)
             sums.seconds += time.perf_counter() - started
             state.seconds += time.perf_counter() - started
+            say("step", {"step": state.step, "total": state.total, "epoch": epoch, "epochs": epochs, "rate": rate})
             if (iteration + 1) % max(iterations // RECORDS_AN_EPOCH, 1) == 0 or iteration + 1 == iterations:
                 record = _train_record(state, epoch, meta_batch, rate, batch)
                 run.append(record)
                 say("train", record)
                 state.sums = Sums()
-            say("step", {"step": state.step, "total": state.total, "epoch": epoch, "epochs": epochs, "rate": rate,
-                         "tasks_per_second": meta_batch / (time.perf_counter() - started)})  # fmt: skip
 
             if iteration + 1 == iterations:
                 _validate(run, learner, tasks, state, epoch, progress, validation_tasks, say)

@@ -1,0 +1,56 @@
+"""`fewstep doctor`: what this machine has, what is missing, and how to get it."""
+
+import json
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Literal
+
+import torch
+
+from fewstep.cli.console import console
+from fewstep.errors import BadInput
+from fewstep.tasks.omniglot import check
+from fewstep.training.run import environment
+
+OPTIONAL = {"pytest": "pip install 'fewstep[dev]'   (to run the tests)"}
+
+
+@dataclass(frozen=True)
+class Doctor:
+    """Versions, devices, threads, data found; what is missing and how to get it.
+
+    Example: fewstep doctor --data-dir data
+    """
+
+    data_dir: str | None = None
+    """Where to look for data; else $FEWSTEP_DATA, ./data."""
+    format: Literal["text", "json"] = "text"
+    """json prints JSON alone."""
+
+    def run(self) -> int:
+        found: dict[str, Any] = {k: v for k, v in environment().items() if k != "command"}
+        devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+        found["devices"] = ["cpu", *devices]
+        missing = {}
+        try:
+            data = check(self.data_dir)
+            found["omniglot"] = f"{data['place']} ({data['form']}, {data['images']} images)"
+        except BadInput as error:
+            found["omniglot"] = None
+            missing["omniglot"] = str(error)
+        for package, remedy in OPTIONAL.items():
+            try:
+                version(package)
+            except PackageNotFoundError:
+                missing[package] = remedy
+        if self.format == "json":
+            print(json.dumps({"found": found, "missing": missing}))
+            return 0
+        for name, value in found.items():
+            if value is not None:
+                shown = ", ".join(value) if isinstance(value, list) else value
+                console.print(f"{name:12} {shown}", markup=False)
+        console.print("\nMissing:" if missing else "\nNothing is missing.")
+        for name, remedy in missing.items():
+            console.print(f"{name:12} {remedy}", markup=False)
+        return 0

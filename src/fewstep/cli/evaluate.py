@@ -1,0 +1,95 @@
+"""`fewstep evaluate`: measure a run on the fixed test tasks."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from tyro.conf import Positional
+
+from fewstep.cli.console import console, fraction
+from fewstep.cli.machine import prepare
+from fewstep.reporting.page import write_page
+from fewstep.training.evaluation import Score, evaluate
+from fewstep.training.experiment import load_run
+from fewstep.training.run import Run
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Measure a run on fixed tasks of unseen classes: 600 of them, the same for every run.
+
+    Example: fewstep evaluate runs/x --count 600 --format json
+    """
+
+    directory: Positional[Path]
+    """Run directory."""
+    count: int = 600
+    """Tasks."""
+    split: Literal["train", "validation", "test"] = "test"
+    """Whose classes."""
+    steps: int | None = None
+    """Inner steps; those it was trained with if not given."""
+    statistics: Literal["batch", "running", "support"] | None = None
+    """What normalises queries; the method's if not given."""
+    ensemble: int | None = None
+    """Best validation epochs to average the logits of; else the method's."""
+    data_dir: str | None = None
+    """Where the data lie; else $FEWSTEP_DATA, ./data."""
+    config: Path | None = None
+    """TOML file of these options; the command line wins."""
+    threads: int | None = None
+    """Processor threads."""
+    format: Literal["text", "json"] = "text"
+    """json prints JSON alone."""
+
+    def run(self) -> int:
+        prepare(self.threads)
+        run = Run(self.directory)
+        learner, tasks = load_run(self.directory, self.data_dir)
+        options: dict[str, Any] = {"split": self.split, "steps": self.steps, "statistics": self.statistics}
+        single = evaluate(learner, tasks, self.count, **options)
+        size = min(self.ensemble or learner.method.recipe.ensemble, len(run.best()))
+        many = None
+        if size > 1:
+            members = run.ensemble(learner, size)
+            many = evaluate(learner, tasks, self.count, **options, members=members, every_step=False, per_query=False)
+        record = {
+            "run": str(self.directory),
+            "split": self.split,
+            "epoch": run.best()[0][0],
+            "single": single.to_json(),
+            "ensemble": many.to_json() if many else None,
+            "interval": "95 % over tasks, 1.96 · std / √count",
+        }
+        run.write_score(record)
+        page = write_page(run)
+        if self.format == "json":
+            print(json.dumps(record))
+        else:
+            _print(run, single, many, self.split, learner.has_batch_norm)
+            console.print(f"run  {run.directory}\npage {page}")
+            console.print(f"next fewstep presets {learner.method.name}   (what was trained)")
+            console.print("     fewstep train maml++ --help   (your own settings and data)")
+        return 0
+
+
+def _print(run: Run, single: Score, many: Score | None, split: str, normed: bool) -> None:
+    kind = {
+        "batch": "queries normalised by their own batch: transductive",
+        "running": "queries normalised by running statistics of each step",
+        "support": "queries normalised by the support set",
+    }[single.statistics]
+    console.print(f"{single.count} {split} tasks, {single.steps} inner steps{f'; {kind}' if normed else ''}")
+    console.print(f"  {single.metric} after adaptation   {single}   (single best validation epoch, {single.seconds:.0f} s)")
+    if many:
+        console.print(f"  ensemble of the best {many.members}     {many}")
+    if single.per_query is not None:
+        spread = f"{single.per_query:.2%} ± {single.per_query_interval95:.2%}"
+        console.print(f"  each query alone          {spread}   (normalised by the support set)")
+    before = fraction(single.by_step[0]) if single.chance else f"{single.by_step[0]:.4f}"
+    console.print(f"  without adaptation        {before}")
+    if single.chance:
+        console.print(f"  chance                    {single.chance:.1%}")
+    steps = ", ".join(fraction(v) if single.chance else f"{v:.3f}" for v in single.by_step)
+    console.print(f"  after 0, 1, … steps       {steps}")

@@ -1,0 +1,73 @@
+"""`--config file.toml`: options from a file, laid under those of the command line."""
+
+import tomllib
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from fewstep.errors import BadInput, unknown
+
+
+def with_config(arguments: list[str], verbs: dict[str, type]) -> list[str]:
+    """The arguments with a config file's options put before them, so that later ones win.
+
+    Raises:
+        BadInput: a file that is missing or not TOML, a key that is no option of the verb (names the nearest).
+
+    Example:
+        >>> with_config(["presets", "maml"], {})
+        ['presets', 'maml']
+    """
+    path = _value(arguments, "--config")
+    if path is None or not arguments or arguments[0] not in verbs:
+        return arguments
+    verb, kind = arguments[0], verbs[arguments[0]]
+    try:
+        options = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BadInput(f"--config {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise BadInput(f"--config {path} is not TOML: {error}") from error
+    known = {f.name for f in fields(kind)} - {"config"}
+    laid: list[str] = []
+    positional: list[str] = []
+    for key, value in options.items():
+        name = key.replace("-", "_")
+        if name not in known:
+            raise unknown(f"key in {path}:", key, {k.replace("_", "-") for k in known})
+        if name in ("preset", "directory") and "Positional" in str(kind.__annotations__[name]):
+            if not _positional_given(arguments[1:], kind):
+                positional = [str(value)]
+        else:
+            laid += _flag(name, value, str(kind.__annotations__[name]), path, key)
+    return [verb, *laid, *positional, *arguments[1:]]
+
+
+def _flag(name: str, value: Any, annotation: str, path: str, key: str) -> list[str]:
+    flag = f"--{name.replace('_', '-')}"
+    if isinstance(value, dict | list):
+        raise BadInput(f"{path}: {key} is a table or list; options are single values")
+    if isinstance(value, bool) and annotation == str(bool):
+        return [flag if value else f"--no-{flag[2:]}"]
+    return [flag, str(value)]
+
+
+def _value(arguments: list[str], flag: str) -> str | None:
+    for i, argument in enumerate(arguments):
+        if argument == flag and i + 1 < len(arguments):
+            return arguments[i + 1]
+        if argument.startswith(f"{flag}="):
+            return argument.split("=", 1)[1]
+    return None
+
+
+def _positional_given(arguments: list[str], kind: type) -> bool:
+    """Whether an argument is neither a flag nor a flag's value."""
+    switches = {f"--{f.name.replace('_', '-')}" for f in fields(kind) if str(f.type) == str(bool)}
+    previous = ""
+    for argument in arguments:
+        takes_value = previous.startswith("--") and "=" not in previous and previous not in switches
+        if not argument.startswith("--") and not takes_value:
+            return True
+        previous = argument
+    return False

@@ -1,0 +1,76 @@
+"""What autograd functions over maps share: tasks as channels under vmap, and one memory layout."""
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+
+class Channelwise(Function):
+    """An autograd function of maps (N, C, *) and vectors (C,) that treats every channel alone.
+
+    Under vmap, tasks are then only more channels: one call serves them all, each with its own statistics. A grouped
+    convolution returns its maps as (N, T, C, *), so nothing is copied between the layers of a network.
+    """
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        # Torch asks for the signature at every call; working it out anew takes longer than a small map.
+        cls.forward.__signature__ = inspect.signature(cls.forward)  # type: ignore[attr-defined]
+
+    @classmethod
+    def vmap(cls, info: Any, in_dims: Any, *inputs: Any) -> Any:
+        tasks = info.batch_size
+        outputs = cls.apply(
+            *(fold(i, d, tasks) if isinstance(i, Tensor) else i for i, d in zip(inputs, in_dims, strict=True))
+        )
+        if isinstance(outputs, Tensor):
+            return unfold(outputs, tasks)
+        tensors, dims = zip(*(unfold(output, tasks) for output in outputs), strict=True)
+        return tensors, dims
+
+
+def fold(tensor: Tensor, dim: int | None, tasks: int) -> Tensor:
+    """Put the task dimension into the channels: (N, C, *) of T tasks -> (N, T·C, *), and (C,) -> (T·C,).
+
+    Args:
+        tensor: maps or a vector of channels, with a task dimension.
+        dim: where the task dimension is; None if all tasks share the tensor.
+        tasks: T.
+
+    Example:
+        >>> fold(torch.zeros(8, 5, 64, 28, 28), 0, 8).shape
+        torch.Size([5, 512, 28, 28])
+    """
+    tensor = tensor.expand(tasks, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+    if tensor.dim() == 2:
+        return tensor.flatten()
+    tensor = tensor.movedim(0, 1).flatten(1, 2)
+    if tensor.dim() == 4 and tensor.is_cpu:
+        # On a CPU, pooling alone gains more from this layout than the copy takes, and every later layer keeps it.
+        tensor = tensor.contiguous(memory_format=torch.channels_last)
+    return tensor
+
+
+def unfold(tensor: Tensor, tasks: int) -> tuple[Tensor, int]:
+    """Undo `fold`, and say where the task dimension is: (N, T·C, *) -> (N, T, C, *), 1 and (T·C,) -> (T, C), 0.
+
+    Example:
+        >>> unfold(torch.zeros(5, 512, 28, 28), 8)[0].shape
+        torch.Size([5, 8, 64, 28, 28])
+    """
+    dim = min(tensor.dim(), 2) - 1
+    return tensor.unflatten(dim, (tasks, -1)), dim
+
+
+def layout(x: Tensor) -> torch.memory_format:
+    """Channels last if that is how the maps x (N, C, H, W) lie in memory, else contiguous.
+
+    Example:
+        >>> layout(torch.zeros(2, 3, 4, 5))
+        torch.contiguous_format
+    """
+    last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    return torch.channels_last if last else torch.contiguous_format

@@ -1,0 +1,145 @@
+"""`Experiment`: everything a training is asked for, as one record that a run directory keeps and a page can show."""
+
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch.nn import functional as F
+
+from fewstep.errors import BadInput, unknown
+from fewstep.metalearning.learner import Learner
+from fewstep.methods import (
+    Annealed,
+    Constant,
+    Cosine,
+    FirstOrder,
+    FirstThenSecond,
+    LastStep,
+    Method,
+    PerLayerPerStep,
+    SecondOrder,
+    Setting,
+    Sgd,
+    Uniform,
+    preset,
+)
+from fewstep.models import MLP, Conv4
+from fewstep.tasks import ImageDataset, Tasks, omniglot, sinusoid, strokes
+
+ORDERS = {"first": FirstOrder(), "second": SecondOrder(), "annealed": FirstThenSecond(until=50 / 150, levels=150)}
+STEP_WEIGHTS = {"last": LastStep(), "uniform": Uniform(), "annealed": Annealed(over=15 / 150, levels=150)}
+SCHEDULES = {"constant": Constant(1e-3), "cosine": Cosine(1e-3, 1e-5, levels=150)}
+RULES = {"sgd": Sgd, "per-layer-per-step": PerLayerPerStep}
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Data, tasks, model and method of one training; None means the preset's or the data set's own.
+
+    Raises:
+        BadInput: unknown names, sizes that do not fit the data.
+
+    Example:
+        >>> Experiment("maml", data="sinusoid").method().steps
+        1
+    """
+
+    preset: str
+    data: str = "strokes"
+    data_dir: str | None = None
+    split: Literal["random", "lake", "vinyals"] | None = None
+    rotations: Literal["off", "task", "classes"] | None = None
+    invert: bool | None = None
+    resize: Literal["lanczos", "nearest"] | None = None
+    image_size: int = 28
+    ways: int = 5
+    shots: int | None = None
+    queries: int | None = None
+    evaluation_queries: int | None = None
+    filters: int = 64
+    downsample: Literal["max_pool", "stride"] = "max_pool"
+    steps: int | None = None
+    inner_rate: float | None = None
+    rule: Literal["sgd", "per-layer-per-step"] | None = None
+    order: Literal["first", "second", "annealed"] | None = None
+    step_weights: Literal["last", "uniform", "annealed"] | None = None
+    affine: Literal["shared", "per_step"] | None = None
+    statistics: Literal["batch", "running", "support"] | None = None
+    schedule: Literal["constant", "cosine"] | None = None
+    clamp: float | None = None
+    seed: int = 0
+
+    @staticmethod
+    def from_json(record: dict[str, Any]) -> "Experiment":
+        known = [f.name for f in fields(Experiment)]
+        for name in record:
+            if name not in known:
+                raise unknown("key of an experiment", name, known)
+        return Experiment(**record)
+
+    def to_json(self) -> dict[str, Any]:
+        """The experiment without its place on this machine: a run may be read where its data lie elsewhere."""
+        return {**asdict(self), "data_dir": None}
+
+    def method(self, setting: Setting | None = None) -> Method:
+        """The preset for the setting, with each part that was asked for exchanged."""
+        setting = setting or ("sinusoid" if self.data == "sinusoid" else "omniglot")
+        method = preset(self.preset, setting=setting, shots=self.shots or 1)
+        changes: dict[str, Any] = {
+            "steps": self.steps,
+            "rule": RULES[self.rule](method.rule.rate) if self.rule else None,  # type: ignore[attr-defined]
+            "rule__rate": self.inner_rate,
+            "order": ORDERS[self.order] if self.order else None,
+            "step_weights": STEP_WEIGHTS[self.step_weights] if self.step_weights else None,
+            "norm__affine": self.affine,
+            "norm__statistics": self.statistics,
+            "outer__rate": SCHEDULES[self.schedule] if self.schedule else None,
+            "outer__clamp": self.clamp,
+        }
+        return method.replace(**{name: value for name, value in changes.items() if value is not None})
+
+    def dataset(self) -> ImageDataset | None:
+        """The images; None where tasks are not made of images."""
+        options: dict[str, Any] = {"rotations": self.rotations, "image_size": self.image_size}
+        archive = {"split": self.split, "invert": self.invert, "resize": self.resize}
+        if self.data == "omniglot":
+            options |= archive | {"data_dir": self.data_dir}
+            return omniglot(**{name: value for name, value in options.items() if value is not None})
+        for name, value in archive.items():
+            if value is not None:
+                raise BadInput(f"--{name} is an option of omniglot, not of {self.data}")
+        if self.data == "strokes":
+            return strokes(**{name: value for name, value in options.items() if value is not None})
+        if self.data == "sinusoid":
+            return None
+        raise unknown("data set", self.data, ["omniglot", "strokes", "sinusoid"])
+
+    def build(self) -> tuple[Learner, Tasks]:
+        """A learner at its initial weights, drawn from the seed, and its tasks."""
+        data = self.dataset()
+        torch.manual_seed(self.seed)
+        if data is None:
+            tasks = sinusoid(self.shots or 10, self.queries or 10, self.seed, self.evaluation_queries)
+            return Learner(MLP(1, 1, init="truncated_normal"), self.method(), loss=F.mse_loss), tasks
+        tasks = data.tasks(
+            self.ways, self.shots or 1, self.queries or 1, self.seed, evaluation_queries=self.evaluation_queries
+        )
+        model = Conv4(self.ways, data.channels, self.filters, data.image_size, self.downsample)
+        return Learner(model, self.method(data.setting)), tasks  # type: ignore[arg-type]
+
+
+def load_run(directory: str | Path, data_dir: str | None = None) -> tuple[Learner, Tasks]:
+    """The learner of a run at its best validation epoch, and the run's tasks.
+
+    Raises:
+        BadInput: not a run directory, nothing validated yet, data missing.
+    """
+    from fewstep.training.run import Run
+
+    run = Run(Path(directory))
+    record = run.config.get("experiment")
+    if record is None:
+        raise BadInput(f"{directory} was trained from Python: rebuild its learner there, then use Run.load")
+    learner, tasks = Experiment.from_json({**record, "data_dir": data_dir}).build()
+    return run.load(learner), tasks

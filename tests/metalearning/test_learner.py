@@ -1,0 +1,207 @@
+"""Learner and predictor: names, purity, statistics policies, any module, clear errors."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from problems import conv_learner, images, mlp_learner, relative, vectors
+from torch import nn
+
+import fewstep
+from fewstep.models import Conv4
+
+PRESETS = fewstep.preset_names()
+
+
+def bits(module):
+    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
+
+
+def test_names_of_meta_parameters_and_gradients():
+    learner = conv_learner(fewstep.preset("maml++", steps=2))
+    names = list(learner.meta_parameters())
+    assert names == list(learner.meta_gradient(images()).gradients)
+    assert "model.blocks.0.conv.weight" in names
+    assert "rates.blocks.0.conv.weight" in names
+    assert "norm.blocks.0.norm.weight" in names
+    assert "model.blocks.0.norm.weight" not in names  # learned for each step instead
+    assert "rates.blocks.0.norm.weight" not in names  # norms stay out of the inner loop
+    assert learner.meta_parameters()["norm.blocks.0.norm.weight"].shape == (2, 3)
+    assert learner.meta_parameters()["rates.head.bias"].shape == (2,)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_nothing_changes_a_bit_of_the_learner(name):
+    learner, batch = conv_learner(fewstep.preset(name)), images()
+    before = bits(learner)
+    learner.meta_gradient(batch, 0.05)
+    predictor = learner.adapt(batch.support_x[0], batch.support_y[0])
+    predictor(batch.query_x[0])
+    fewstep.evaluate(learner, lambda numbers: images(tasks=len(numbers)), count=2)
+    assert all(torch.equal(before[k], v) for k, v in bits(learner).items())
+    assert all(p.grad is None for p in learner.parameters())
+
+
+def test_running_statistics_of_a_users_batch_norm_stay_untouched():
+    model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3)).double()
+    learner, before = fewstep.Learner(model, fewstep.preset("maml")), bits(model)
+    learner.meta_gradient(vectors())
+    learner.adapt(vectors().support_x[0], vectors().support_y[0])
+    assert all(torch.equal(before[k], v) for k, v in bits(model).items())
+
+
+@pytest.mark.parametrize("statistics", [None, "running", "support"])
+def test_a_prediction_does_not_depend_on_the_other_queries(statistics):
+    learner, batch = conv_learner(fewstep.preset("maml++")), images(queries=3)
+    predictor = learner.adapt(batch.support_x[0], batch.support_y[0], statistics=statistics)
+    crowd = predictor(batch.query_x[0])
+    alone = torch.cat([predictor(x[None]) for x in batch.query_x[0]])
+    assert torch.allclose(crowd, alone, rtol=1e-9)
+
+
+def test_batch_statistics_are_transductive_and_equal_the_training_pass():
+    learner, batch = conv_learner(fewstep.preset("maml++")), images(tasks=1, queries=3)
+    predictor = learner.adapt(batch.support_x[0], batch.support_y[0], statistics="batch")
+    crowd = predictor(batch.query_x[0])
+    assert torch.allclose(crowd, learner.meta_gradient(batch).query_logits[0], rtol=1e-9)
+    assert not torch.allclose(crowd[:2], predictor(batch.query_x[0][:2]), rtol=1e-3)
+
+
+def test_support_policy_trains_through_the_statistics_of_the_support_set():
+    learner, batch = conv_learner(fewstep.preset("maml", steps=2, norm__statistics="support")), images()
+    result = learner.meta_gradient(batch)
+    predictor = learner.adapt(batch.support_x[0], batch.support_y[0])
+    assert torch.allclose(result.query_logits[0], predictor(batch.query_x[0]), rtol=1e-9)
+    weight, gradient = learner.model.blocks[0].conv.weight, result.gradients["model.blocks.0.conv.weight"]
+    direction, losses = torch.randn_like(weight), []
+    with torch.no_grad():
+        for sign in (1, -2, 1):
+            weight.add_(direction, alpha=sign * 1e-6)
+            losses.append(learner.meta_gradient(batch).loss.item())
+    assert float((gradient * direction).sum()) == pytest.approx((losses[0] - losses[1]) / 2e-6, rel=1e-5)
+    vectorized = learner.meta_gradient(batch, strategy="vectorized").gradients
+    assert relative(result.gradients, vectorized) < 1e-9
+
+
+def test_running_statistics_move_by_the_momentum_and_belong_to_steps():
+    learner, batch = conv_learner(fewstep.preset("maml", steps=3, norm__statistics="running")), images(tasks=1)
+    seen = learner.meta_gradient(batch).statistics
+    learner.update_running(seen)
+    for part, start in (("mean", 0.0), ("var", 1.0)):
+        running = learner.running.get_buffer(f"blocks.1.norm.{part}")
+        assert running.shape == (3, 3)
+        assert torch.allclose(running, 0.9 * start + 0.1 * getattr(seen["blocks.1.norm"], part))
+    first = learner.model.blocks[0].conv(batch.support_x[0])
+    assert torch.allclose(seen["blocks.0.norm"].mean[0], first.mean((0, 2, 3)))
+    assert torch.allclose(seen["blocks.0.norm"].var[0], first.var((0, 2, 3), correction=0))
+    assert not torch.allclose(seen["blocks.1.norm"].mean[0], seen["blocks.1.norm"].mean[2])
+
+
+def test_running_buffers_do_not_matter_under_the_batch_policy():
+    learner, batch = conv_learner(fewstep.preset("maml++")), images()
+    before = learner.meta_gradient(batch).query_logits
+    for buffer in learner.running.buffers():
+        buffer.mul_(7.0)
+    assert torch.equal(before, learner.meta_gradient(batch).query_logits)
+    running = learner.adapt(batch.support_x[0], batch.support_y[0], statistics="running")
+    assert not torch.allclose(running(batch.query_x[0]), before[0])
+
+
+def test_more_steps_than_trained_reuse_the_last_row():
+    learner, batch = conv_learner(fewstep.preset("maml++", steps=2)), images()
+    longer = conv_learner(fewstep.preset("maml++", steps=4))
+    state = learner.state_dict()
+    stretched = {
+        k: torch.cat([v, v[-1:], v[-1:]]) if k.split(".")[0] in ("rates", "norm", "running") else v
+        for k, v in state.items()
+    }
+    longer.load_state_dict(stretched)
+    task = batch.support_x[0], batch.support_y[0]
+    assert torch.equal(learner.adapt(*task, steps=4)(batch.query_x[0]), longer.adapt(*task)(batch.query_x[0]))
+
+
+def test_permuting_classes_permutes_the_logits():
+    learner, batch = mlp_learner(fewstep.preset("maml++")), vectors(tasks=1)
+    with torch.no_grad():  # a head that treats classes alike
+        learner.model.head.weight.zero_()
+        learner.model.head.bias.zero_()
+    order = torch.tensor([2, 0, 1])
+    plain = learner.adapt(batch.support_x[0], batch.support_y[0])(batch.query_x[0])
+    renamed = learner.adapt(batch.support_x[0], order[batch.support_y[0]])(batch.query_x[0])
+    assert torch.allclose(plain, renamed[:, order], rtol=1e-9)
+
+
+class Twice(nn.Module):
+    """Two inputs, tied weights, a buffer, a frozen part."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(4, 4)
+        self.second = nn.Linear(4, 4)
+        self.second.weight = self.first.weight
+        self.frozen = nn.Linear(4, 4).requires_grad_(False)
+        self.register_buffer("shift", torch.ones(4))
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, a, b):
+        return self.head(torch.tanh(self.second(torch.tanh(self.first(a))) + self.frozen(b) + self.shift))
+
+
+@pytest.mark.parametrize("strategy", ["loop", "vectorized"])
+def test_any_module_several_inputs_tied_and_frozen_weights(strategy):
+    model, batch = Twice().double(), vectors()
+    pair = fewstep.TaskBatch(
+        (batch.support_x, batch.support_x.flip(1)), batch.support_y, (batch.query_x, batch.query_x.flip(1)), batch.query_y
+    )
+    learner = fewstep.Learner(model, fewstep.preset("maml++", steps=2), strategy=strategy)
+    result = learner.meta_gradient(pair, 0.9)
+    assert "model.frozen.weight" not in result.gradients
+    weight, direction, losses = model.first.weight.detach(), torch.randn(4, 4).double(), []
+    with torch.no_grad():
+        for sign in (1, -2, 1):
+            weight.add_(direction, alpha=sign * 1e-6)
+            losses.append(learner.meta_gradient(pair, 0.9).loss.item())
+    expected = (losses[0] - losses[1]) / 2e-6
+    assert float((result.gradients["model.first.weight"] * direction).sum()) == pytest.approx(expected, rel=1e-5)
+    assert learner.adapt((pair.support_x[0][0], pair.support_x[1][0]), pair.support_y[0])(
+        (pair.query_x[0][0], pair.query_x[1][0])
+    ).shape == (12, 3)
+
+
+def test_regression_with_a_vector_output():
+    x, y = torch.randn(2, 5, 4), torch.randn(2, 5, 3)
+    learner = fewstep.Learner(nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3)), fewstep.preset("maml"), F.mse_loss)
+    assert learner.meta_gradient(fewstep.TaskBatch(x, y, x, y)).query_logits.shape == (2, 5, 3)
+
+
+def test_the_learner_shares_the_models_parameters_and_moves_as_a_module():
+    model = Conv4(ways=3, filters=2, image_size=16)
+    learner = fewstep.Learner(model, fewstep.preset("maml++")).double()
+    assert learner.model is model
+    assert learner.meta_gradient(images()).loss.dtype == torch.float64
+
+
+def test_labels_that_the_model_has_no_output_for():
+    learner = conv_learner(fewstep.preset("maml"), ways=3)
+    with pytest.raises(fewstep.BadInput, match="labels up to 4, but the model has 3 outputs: build the model for 5 ways"):
+        learner.meta_gradient(images(ways=5))
+    with pytest.raises(fewstep.BadInput, match="labels up to 4"):
+        learner.adapt(images(ways=5).support_x[0], images(ways=5).support_y[0])
+    with pytest.raises(fewstep.BadInput, match="labels count from 0"):
+        learner.adapt(images().support_x[0], images().support_y[0] - 1)
+
+
+def test_unknown_strategy_names_the_nearest():
+    with pytest.raises(fewstep.BadInput, match="did you mean 'vectorized'"):
+        mlp_learner(fewstep.preset("maml"), strategy="vectorised")
+
+
+def test_nothing_to_adapt():
+    with pytest.raises(fewstep.BadInput, match="no trainable parameter"):
+        fewstep.Learner(nn.Linear(2, 2).requires_grad_(False), fewstep.preset("maml"))
+
+
+def test_evaluation_keeps_no_graph():
+    """Adapted weights must not drag the graph of their inner steps along."""
+    learner, batch = conv_learner(fewstep.preset("maml")), images()
+    predictor = learner.adapt(batch.support_x[0], batch.support_y[0])
+    assert all(not p.requires_grad and p.grad_fn is None for p in predictor.parameters.values())
