@@ -91,13 +91,13 @@ def test_training_before_the_first_validation(page):
 
 def test_validated_and_finished(page):
     records = [train(1), train(2), validation(2), train(3), train(4), validation(4, 0.6, order="second")]
-    text = page(records, environment={"device": "cpu", "threads": 2, "command": "fewstep train maml++"})
+    text = page(records, environment={"device": "cpu", "threads": 2, "command": "/opt/fewstep train maml++"})
     assert "finished after 4 outer steps" in text
     assert "61.23%" in text
     assert "± 3.21%" in text
     assert "best epoch (1)" in text
     assert "2 min 44 s" in text
-    assert "<code>fewstep train maml++</code>" in text
+    assert "<code><span>fewstep</span> <span>train</span> <span>maml++</span></code>" in text
     figures = drawn(text)
     assert list(figures) == ["accuracy", "loss", "outer-rate", "rates", "rates-course"]
     assert figures["accuracy"]["layout"]["shapes"][0]["x0"] == 2, "second order began after the first epoch"

@@ -47,3 +47,6 @@ def main(arguments: list[str] | None = None) -> None:
         errors.print("fewstep: interrupted")
         status = 130
     sys.exit(status)
+
+if __name__ == "__main__":
+    main()

@@ -6,7 +6,8 @@ the user's model is ever mutated, and any `nn.Module` qualifies.
 """
 
 import copy
-from typing import NamedTuple
+import itertools
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +57,11 @@ class _ValueNorm(nn.Module):
         return y
 
 
+def _on_meta(tensor: Tensor) -> Tensor:
+    empty = tensor.detach().to("meta")
+    return nn.Parameter(empty, requires_grad=False) if isinstance(tensor, nn.Parameter) else empty
+
+
 def norm_parameters(model: nn.Module) -> list[str]:
     """Names of the weights and biases of normalisation layers, recognised by type."""
     layers = {f"{name}." if name else "": m for name, m in model.named_modules() if isinstance(m, NORMS)}
@@ -76,17 +82,20 @@ class Functional:
     """
 
     def __init__(self, model: nn.Module):
-        self.twin = copy.deepcopy(model).to("meta")
+        # Told beforehand what to put for every tensor, deepcopy copies no data and keeps tied weights tied.
+        tensors = itertools.chain(model.parameters(), model.buffers())
+        memo: dict[int, Any] = {id(t): _on_meta(t) for t in tensors}
+        self.twin = copy.deepcopy(model, memo)
         self.batch_norms: dict[str, int] = {}
-        self._norms: list[_ValueNorm] = []
-        for name, module in list(self.twin.named_modules()):
+        if isinstance(self.twin, _BatchNorm):
+            raise BadInput("the model is a bare batch norm; wrap it in a module that has something to adapt")
+        exchanged: dict[int, _ValueNorm] = {}
+        for name, module in list(self.twin.named_modules(remove_duplicate=False)):
             if isinstance(module, _BatchNorm):
-                if isinstance(self.twin, _BatchNorm):
-                    raise BadInput("the model is a bare batch norm; wrap it in a module that has something to adapt")
-                norm = _ValueNorm(module, name)
+                norm = exchanged.setdefault(id(module), _ValueNorm(module, name))
                 self.twin.set_submodule(name, norm)
-                self.batch_norms[name] = module.num_features
-                self._norms.append(norm)
+                self.batch_norms[norm.name] = module.num_features
+        self._norms = list(exchanged.values())
 
     def train_like(self, model: nn.Module | None) -> None:
         """Dropout and the like behave as in `model`, or as in evaluation where it is None."""

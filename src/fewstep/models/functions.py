@@ -45,13 +45,7 @@ def fold(tensor: Tensor, dim: int | None, tasks: int) -> Tensor:
         torch.Size([5, 512, 28, 28])
     """
     tensor = tensor.expand(tasks, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
-    if tensor.dim() == 2:
-        return tensor.flatten()
-    tensor = tensor.movedim(0, 1).flatten(1, 2)
-    if tensor.dim() == 4 and tensor.is_cpu:
-        # On a CPU, pooling alone gains more from this layout than the copy takes, and every later layer keeps it.
-        tensor = tensor.contiguous(memory_format=torch.channels_last)
-    return tensor
+    return tensor.flatten() if tensor.dim() == 2 else tensor.movedim(0, 1).flatten(1, 2)
 
 
 def unfold(tensor: Tensor, tasks: int) -> tuple[Tensor, int]:

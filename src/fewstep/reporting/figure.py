@@ -63,6 +63,7 @@ def layout(height: int, x: Record, y: Record, **more: Any) -> Record:
         "font": {"family": "system-ui, sans-serif", "size": 12},
         "hovermode": "x unified",
         "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
+        "hoverlabel": {"font": {"family": "system-ui, sans-serif"}},
         "xaxis": {**common, "showgrid": False, **x, "title": titles[0]},
         "yaxis": {**common, **y, "title": titles[1]},
         **more,

@@ -157,8 +157,15 @@ def facts(run: Account) -> str:
         rows.append(("machine", ", ".join([*(str(m) for m in machine if m), *threads])))
     body = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in rows)
     if run.environment.get("command"):
-        body += f"<dt>command</dt><dd><code>{escape(str(run.environment['command']))}</code></dd>"
+        body += f"<dt>command</dt><dd><code>{_command(str(run.environment['command']))}</code></dd>"
     return f'<dl class="facts">{body}</dl>'
+
+
+def _command(line: str) -> str:
+    """A command as it is typed: the program without its folder, and no option broken at its hyphens."""
+    program, *options = line.split(" ")
+    words = [escape(word) for word in (program.rpartition("/")[2], *options)]
+    return " ".join(f"<span>{word}</span>" if len(word) < 32 else word for word in words)
 
 
 class _Known(dict[str, Any]):

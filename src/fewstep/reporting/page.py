@@ -120,15 +120,13 @@ def _sections(run: Account) -> Iterator[tuple[str, str, Sequence[Figure]]]:
     rated = with_rates(run.validation, run.config.get("parameters") or {})
     if rated:
         start = (run.method.get("rule") or {}).get("rate")
-        remark = ""
-        still = moved(rated, start)[1]
-        if still:
-            listed = ", ".join(f"<code>{escape(name)}</code>" for name in still)
-            why = "A bias in front of a batch norm has no effect, so the gradient of its rate is zero."
-            remark = (
-                f'<p class="soft">Left out, since but for rounding they stayed where they began: {listed}. {why}</p>'
-            )
-        yield "Inner rates", remark, rates(rated, start)
+        start = start if isinstance(start, int | float) else None
+        still = ", ".join(f"<code>{escape(name)}</code>" for name in moved(rated, start)[1])
+        remark = (
+            f'<p class="soft">Left out, since but for rounding they stayed where they began: {still}. A bias in front '
+            "of a batch norm has no effect, so the gradient of its rate is zero.</p>"
+        )
+        yield "Inner rates", remark if still else "", rates(rated, start)
 
 
 def _figure(figure: Figure) -> str:

@@ -27,6 +27,7 @@ p { margin: 8px 0; max-width: 46em }
 .facts { display: grid; grid-template-columns: max-content minmax(0, 1fr); gap: 4px 20px; margin: 0; font-size: .93rem }
 .facts dt { color: var(--soft) }
 .facts dd { margin: 0 }
+code span { white-space: nowrap }
 code, td { font: .86rem/1.5 ui-monospace, monospace }
 .figures { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 34px 36px; margin-top: 18px }
 figure { margin: 0; min-width: 0; grid-column: span 2 }
@@ -41,8 +42,9 @@ td { border-top: 1px solid var(--line); padding: 3px 12px 3px 0; vertical-align:
 td:first-child { color: var(--soft); width: 46% }
 footer { margin-top: 48px; font-size: .85rem; color: var(--soft) }
 .plot .infolayer text, .plot .xtick text, .plot .ytick text, .plot .hoverlayer text { fill: var(--ink) !important }
-.plot .hoverlayer .legend .bg, .plot .hoverlayer path { fill: var(--card) !important; stroke: var(--line) !important }
-.plot .hoverlayer .legend path { fill: none !important }
+.plot .hoverlayer .legend .bg, .plot .hovertext path, .plot .axistext path {
+  fill: var(--card) !important; stroke: var(--line) !important }
+.plot .spikeline { stroke: var(--soft) !important; stroke-width: 1px !important }
 @media (max-width: 720px) { main { padding: 24px 16px 48px } figure.half { grid-column: span 2 }
   .facts { grid-template-columns: minmax(0, 1fr); gap: 0 } .facts dd { margin-bottom: 8px }
   .scores { grid-template-columns: repeat(2, minmax(0, 1fr)) } .scores .first { grid-column: span 2 }

@@ -116,7 +116,7 @@ def train(
     state = State(0, epochs * iterations)
     if run.last.is_file():
         state = _restore(run, learner, optimizer)
-        run.rewind(state.step)
+    run.rewind(state.step)
     say = watch or (lambda *_: None)
     saved = time.perf_counter()
     with stopping() as stop:
