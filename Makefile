@@ -18,7 +18,9 @@ $(READY): pyproject.toml constraints.txt
 	@touch $(READY)
 
 quickstart: $(READY)  ## meta-train MAML++ on strokes (at most 4 minutes on two cores), evaluate, write a page
-	@$(BIN)/fewstep quickstart
+	@$(BIN)/fewstep train maml++ --data strokes --filters 32 --tasks 4 --epochs 5 --iterations 50 \
+		--validation-tasks 100 --directory runs/quickstart
+	@$(BIN)/fewstep evaluate runs/quickstart --ensemble 1
 
 test: $(READY)  ## lint, types, tests
 	@$(BIN)/ruff check .

@@ -22,7 +22,9 @@ def vectors(tasks=3, ways=3, shots=2, queries=4, features=4, dtype=torch.float64
     g = torch.Generator().manual_seed(seed)
 
     def half(count):
-        return torch.randn(tasks, ways * count, features, generator=g, dtype=dtype), torch.arange(ways).repeat(tasks, count)
+        return torch.randn(tasks, ways * count, features, generator=g, dtype=dtype), torch.arange(ways).repeat(
+            tasks, count
+        )
 
     return fewstep.TaskBatch(*half(shots), *half(queries))
 

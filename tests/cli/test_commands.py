@@ -105,8 +105,9 @@ def test_unknown_flags_presets_and_verbs_name_the_nearest():
 
 
 def test_a_config_file_lies_under_the_command_line(tmp_path):
-    (tmp_path / "c.toml").write_text('preset = "maml"\nways = 4\nfilters = 2\nsteps = 1\ninner-rate = 0.2\n'
-                                     'epochs = 1\niterations = 1\ntasks = 1\nvalidation-tasks = 2\nthreads = 1\n')  # fmt: skip
+    lines = ['preset = "maml"', "ways = 4", "filters = 2", "steps = 1", "inner-rate = 0.2", "epochs = 1"]
+    lines += ["iterations = 1", "tasks = 1", "validation-tasks = 2", "threads = 1"]
+    (tmp_path / "c.toml").write_text("\n".join(lines))
     done = fewstep("train", "--config", "c.toml", "--ways", 3, "--directory", "run", cwd=tmp_path)
     assert done.returncode == 0, done
     config = json.loads((tmp_path / "run" / "config.json").read_text())
@@ -138,8 +139,10 @@ def test_bad_input_is_one_sentence(tmp_path, run):
     assert "Omniglot is not in any of" in sentence(
         fewstep("train", "maml", "--data", "omniglot", cwd=tmp_path, environment=nothing)
     )
-    assert "unknown data set 'omniglt'; did you mean 'omniglot'" in sentence(fewstep("train", "maml", "--data", "omniglt"))
-    assert "too small for 4 blocks" in sentence(fewstep("train", "maml", "--image-size", 12, cwd=tmp_path))
+    assert "unknown data set 'omniglt'; did you mean 'omniglot'" in sentence(
+        fewstep("train", "maml", "--data", "omniglt")
+    )
+    assert "too small for 4 blocks" in sentence(fewstep("train", "maml", "--image-size", 15, cwd=tmp_path))
     assert re.search("(shots|queries)", sentence(fewstep("train", "maml", "--shots", 30, cwd=tmp_path)))
     assert "is not a run directory" in sentence(fewstep("evaluate", tmp_path))
     assert "--split is an option of omniglot, not of strokes" in sentence(fewstep("train", "maml", "--split", "lake"))

@@ -150,7 +150,10 @@ class Twice(nn.Module):
 def test_any_module_several_inputs_tied_and_frozen_weights(strategy):
     model, batch = Twice().double(), vectors()
     pair = fewstep.TaskBatch(
-        (batch.support_x, batch.support_x.flip(1)), batch.support_y, (batch.query_x, batch.query_x.flip(1)), batch.query_y
+        (batch.support_x, batch.support_x.flip(1)),
+        batch.support_y,
+        (batch.query_x, batch.query_x.flip(1)),
+        batch.query_y,
     )
     learner = fewstep.Learner(model, fewstep.preset("maml++", steps=2), strategy=strategy)
     result = learner.meta_gradient(pair, 0.9)
@@ -169,7 +172,9 @@ def test_any_module_several_inputs_tied_and_frozen_weights(strategy):
 
 def test_regression_with_a_vector_output():
     x, y = torch.randn(2, 5, 4), torch.randn(2, 5, 3)
-    learner = fewstep.Learner(nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3)), fewstep.preset("maml"), F.mse_loss)
+    learner = fewstep.Learner(
+        nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3)), fewstep.preset("maml"), F.mse_loss
+    )
     assert learner.meta_gradient(fewstep.TaskBatch(x, y, x, y)).query_logits.shape == (2, 5, 3)
 
 
@@ -182,21 +187,23 @@ def test_the_learner_shares_the_models_parameters_and_moves_as_a_module():
 
 def test_labels_that_the_model_has_no_output_for():
     learner = conv_learner(fewstep.preset("maml"), ways=3)
-    with pytest.raises(fewstep.BadInput, match="labels up to 4, but the model has 3 outputs: build the model for 5 ways"):
+    with pytest.raises(
+        fewstep.BadInput, match=r"labels up to 4, but the model has 3 outputs: build the model for 5 ways"
+    ):
         learner.meta_gradient(images(ways=5))
-    with pytest.raises(fewstep.BadInput, match="labels up to 4"):
+    with pytest.raises(fewstep.BadInput, match=r"labels up to 4"):
         learner.adapt(images(ways=5).support_x[0], images(ways=5).support_y[0])
-    with pytest.raises(fewstep.BadInput, match="labels count from 0"):
+    with pytest.raises(fewstep.BadInput, match=r"labels count from 0"):
         learner.adapt(images().support_x[0], images().support_y[0] - 1)
 
 
 def test_unknown_strategy_names_the_nearest():
-    with pytest.raises(fewstep.BadInput, match="did you mean 'vectorized'"):
+    with pytest.raises(fewstep.BadInput, match=r"did you mean 'vectorized'"):
         mlp_learner(fewstep.preset("maml"), strategy="vectorised")
 
 
 def test_nothing_to_adapt():
-    with pytest.raises(fewstep.BadInput, match="no trainable parameter"):
+    with pytest.raises(fewstep.BadInput, match=r"no trainable parameter"):
         fewstep.Learner(nn.Linear(2, 2).requires_grad_(False), fewstep.preset("maml"))
 
 

@@ -60,7 +60,7 @@ def test_equals_the_independent_implementation_with_batch_norm(name, steps, stra
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("name", PRESETS)
 def test_equals_the_independent_implementation_without_norm(name, strategy):
-    def forward(p, x, norms):
+    def forward(p, x, _):
         return torch.tanh(x @ p["layers.0.weight"].T + p["layers.0.bias"]) @ p["head.weight"].T + p["head.bias"]
 
     learner, batch = mlp_learner(method_of(name, steps=2)), vectors()
@@ -94,7 +94,9 @@ def test_equals_finite_differences(name, steps, norm):
     scale = max(float(g.norm()) for g in result.gradients.values())
     for name, gradient in result.gradients.items():
         expected, direction = directional(learner, batch, PROGRESS, name)
-        assert abs(float((gradient * direction).sum()) - expected) < 2e-6 * scale * max(1.0, float(direction.norm())), name
+        assert abs(float((gradient * direction).sum()) - expected) < 2e-6 * scale * max(1.0, float(direction.norm())), (
+            name
+        )
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3])
@@ -148,7 +150,9 @@ def test_first_order_equals_second_on_a_loss_linear_in_the_weights():
         return (output * target).mean()
 
     batch = vectors()
-    batch = fewstep.TaskBatch(batch.support_x, torch.randn(3, 6, 2).double(), batch.query_x, torch.randn(3, 12, 2).double())
+    batch = fewstep.TaskBatch(
+        batch.support_x, torch.randn(3, 6, 2).double(), batch.query_x, torch.randn(3, 12, 2).double()
+    )
     model = nn.Linear(4, 2).double()
     results = [
         fewstep.Learner(model, fewstep.preset(name, steps=3), linear).meta_gradient(batch).gradients
@@ -167,7 +171,9 @@ def test_first_order_differs_from_second_otherwise():
 def test_zero_steps_is_the_ordinary_gradient(strategy):
     learner, batch = conv_learner(fewstep.preset("maml", steps=0)), images()
     result = learner.meta_gradient(batch, strategy=strategy)
-    loss = torch.stack([F.cross_entropy(learner.model(x), y) for x, y in zip(batch.query_x, batch.query_y, strict=True)])
+    loss = torch.stack(
+        [F.cross_entropy(learner.model(x), y) for x, y in zip(batch.query_x, batch.query_y, strict=True)]
+    )
     names, parameters = zip(*learner.model.named_parameters(), strict=True)
     ordinary = torch.autograd.grad(loss.mean(), parameters)
     assert torch.allclose(result.loss, loss.mean())
@@ -215,14 +221,18 @@ def test_step_weights_mix_the_losses_of_shorter_runs(weights):
     total = 0.0
     for steps, weight in zip((1, 2, 3), weights(PROGRESS, 3), strict=True):
         shorter = conv_learner(fewstep.preset("maml", steps=steps))
-        shorter.load_state_dict({k: v for k, v in learner.state_dict().items() if not k.startswith("running.")}, strict=False)
+        shorter.load_state_dict(
+            {k: v for k, v in learner.state_dict().items() if not k.startswith("running.")}, strict=False
+        )
         total += weight * shorter.meta_gradient(batch).loss.item()
     assert learner.meta_gradient(batch, PROGRESS).loss.item() == pytest.approx(total, rel=1e-12)
 
 
 def test_differentiating_the_mean_of_a_vmapped_loss_is_wrong_and_not_what_we_do():
     """Fact of torch 2.13: with adapted built-in norm weights that second-order gradient is silently off."""
-    model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6, track_running_stats=False), nn.Tanh(), nn.Linear(6, 3)).double()
+    model = nn.Sequential(
+        nn.Linear(4, 6), nn.BatchNorm1d(6, track_running_stats=False), nn.Tanh(), nn.Linear(6, 3)
+    ).double()
     method = fewstep.preset("maml", steps=3, rule=Sgd(0.5), adapted=fewstep.methods.All())
     learner, batch = fewstep.Learner(model, method), vectors(shots=3)
     loop, vectorized = (learner.meta_gradient(batch, strategy=s).gradients for s in STRATEGIES)

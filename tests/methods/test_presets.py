@@ -32,7 +32,12 @@ def test_maml_plus_plus_of_the_paper():
     assert method.outer.rate == Cosine(1e-3, 1e-5, levels=150)
     assert method.outer.betas == (0.9, 0.99)
     assert method.outer.clamp is None
-    assert (method.recipe.epochs, method.recipe.iterations, method.recipe.tasks, method.recipe.ensemble) == (150, 500, 16, 3)
+    assert (method.recipe.epochs, method.recipe.iterations, method.recipe.tasks, method.recipe.ensemble) == (
+        150,
+        500,
+        16,
+        3,
+    )
     assert preset("maml++", setting="mini_imagenet").recipe.tasks == 4
     assert preset("maml++", setting="mini_imagenet", shots=5).recipe.tasks == 2
     assert preset("maml++", setting="mini_imagenet").outer.rate == Cosine(1e-3, 1e-5, levels=150)
@@ -44,7 +49,12 @@ def test_maml_plus_plus_as_released():
     assert method.step_weights == Annealed(10 / 100, floor=0.03, levels=100)
     assert method.outer.rate == Cosine(1e-3, 1e-5, levels=100)
     assert method.outer.betas == (0.9, 0.999)
-    assert (method.recipe.epochs, method.recipe.iterations, method.recipe.tasks, method.recipe.ensemble) == (100, 500, 8, 5)
+    assert (method.recipe.epochs, method.recipe.iterations, method.recipe.tasks, method.recipe.ensemble) == (
+        100,
+        500,
+        8,
+        5,
+    )
     mini = preset("maml++-released", setting="mini_imagenet")
     assert mini.step_weights == Annealed(15 / 100, floor=0.03, levels=100)
     assert mini.outer.rate == Constant(1e-3)
@@ -109,11 +119,11 @@ def test_unknown_names_are_errors_that_name_the_nearest():
         preset("maml", norm__afine="per_step")
     with pytest.raises(fewstep.BadInput, match=r"unknown norm.statistics 'runing'; did you mean 'running'"):
         preset("maml", norm__statistics="runing")
-    with pytest.raises(fewstep.BadInput, match="unknown setting 'omniglt'; did you mean 'omniglot'"):
+    with pytest.raises(fewstep.BadInput, match=r"unknown setting 'omniglt'; did you mean 'omniglot'"):
         preset("maml", setting="omniglt")
-    with pytest.raises(fewstep.BadInput, match="unknown part 'Sdg'; did you mean 'Sgd'"):
+    with pytest.raises(fewstep.BadInput, match=r"unknown part 'Sdg'; did you mean 'Sgd'"):
         from_json({**to_json(preset("maml")), "rule": {"part": "Sdg"}})
-    with pytest.raises(fewstep.BadInput, match="unknown field of Method 'stpes'; did you mean 'steps'"):
+    with pytest.raises(fewstep.BadInput, match=r"unknown field of Method 'stpes'; did you mean 'steps'"):
         from_json({"stpes": 3})
-    with pytest.raises(fewstep.BadInput, match="steps is -1"):
+    with pytest.raises(fewstep.BadInput, match=r"steps is -1"):
         preset("maml", steps=-1)

@@ -59,7 +59,9 @@ def test_cosine_equals_the_formula_and_is_constant_within_an_epoch():
     assert math.isclose(schedule(1.0), 1e-5)
 
 
-@pytest.mark.parametrize("make", [lambda: FirstThenSecond(until=50), lambda: Annealed(over=-1), lambda: Annealed(floor=3)])
+@pytest.mark.parametrize(
+    "make", [lambda: FirstThenSecond(until=50), lambda: Annealed(over=-1), lambda: Annealed(floor=3)]
+)
 def test_fractions_outside_zero_and_one(make):
     with pytest.raises(fewstep.BadInput, match="a fraction of the training, between 0 and 1"):
         make()

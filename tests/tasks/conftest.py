@@ -58,7 +58,9 @@ class Archive:
             self.members[name] = {
                 f"{name}/{alphabet}/character{c:02}/{c:04}_{d:02}.png": self.png(1000 * i + 100 * c + d)
                 for i, (alphabet, characters) in enumerate(alphabets, start=10 * number)
-                for c in range(1, characters + 1) for d in range(1, 4)}
+                for c in range(1, characters + 1)
+                for d in range(1, 4)
+            }
 
     @staticmethod
     def png(seed: int, size: int = files.SIDE) -> bytes:
@@ -85,13 +87,21 @@ class Archive:
 
     def npz(self) -> Path:
         """The packed form, made from the members by another way than the library's."""
-        rows = sorted((name, *member.split("/")[1:], content) for name, members in self.members.items()
-                      for member, content in members.items())
+        rows = sorted(
+            (name, *member.split("/")[1:], content)
+            for name, members in self.members.items()
+            for member, content in members.items()
+        )
         images = np.stack([np.packbits(np.asarray(Image.open(io.BytesIO(row[-1]))), axis=-1) for row in rows])
         images = images.reshape(-1, files.DRAWERS, *images.shape[1:])
         heads = rows[:: files.DRAWERS]
-        np.savez(self.folder / "omniglot.npz", images=images, alphabet=[h[1] for h in heads],
-                 character=[h[2] for h in heads], background=[h[0] == "images_background" for h in heads])
+        np.savez(
+            self.folder / "omniglot.npz",
+            images=images,
+            alphabet=[h[1] for h in heads],
+            character=[h[2] for h in heads],
+            background=[h[0] == "images_background" for h in heads],
+        )
         return self.folder
 
 

@@ -6,8 +6,12 @@ from fewstep.tasks import TaskBatch
 
 
 def make(tasks: int = 4, support: int = 5, query: int = 3) -> TaskBatch:
-    return TaskBatch(torch.rand(tasks, support, 2), torch.zeros(tasks, support, dtype=torch.int64),
-                     torch.rand(tasks, query, 2), torch.zeros(tasks, query, dtype=torch.int64))
+    return TaskBatch(
+        torch.rand(tasks, support, 2),
+        torch.zeros(tasks, support, dtype=torch.int64),
+        torch.rand(tasks, query, 2),
+        torch.zeros(tasks, query, dtype=torch.int64),
+    )
 
 
 def test_length_slices_and_single_tasks():
@@ -42,12 +46,15 @@ def test_to_changes_floats_and_keeps_whole_numbers():
     assert make().to("meta").query_x.device.type == "meta"
 
 
-@pytest.mark.parametrize(("field", "shape", "message"), [
-    ("support_x", (4, 6, 2), r"support_x of a TaskBatch has shape \(4, 6, 2\).*support_y \(4, 5\)"),
-    ("query_x", (3, 3, 2), r"query_x of a TaskBatch has shape \(3, 3, 2\)"),
-    ("query_y", (5, 3), r"query_y of a TaskBatch has shape \(5, 3\)"),
-    ("support_y", (4,), r"support_y of a TaskBatch has shape \(4,\)"),
-])
+@pytest.mark.parametrize(
+    ("field", "shape", "message"),
+    [
+        ("support_x", (4, 6, 2), r"support_x of a TaskBatch has shape \(4, 6, 2\).*support_y \(4, 5\)"),
+        ("query_x", (3, 3, 2), r"query_x of a TaskBatch has shape \(3, 3, 2\)"),
+        ("query_y", (5, 3), r"query_y of a TaskBatch has shape \(5, 3\)"),
+        ("support_y", (4,), r"support_y of a TaskBatch has shape \(4,\)"),
+    ],
+)
 def test_shapes_that_disagree_are_named(field, shape, message):
     batch = make()
     parts = {name: getattr(batch, name) for name in ("support_x", "support_y", "query_x", "query_y")}

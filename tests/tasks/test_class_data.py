@@ -20,7 +20,8 @@ def test_rotated_copies_share_the_pixels(labelled):
     image = torch.arange(4, dtype=torch.uint8).view(1, 1, 2, 2)
     one = ClassData(image, np.array([0]), np.array([1]), ("x",)).rotated()
     assert [one.of_class(k)[0, 0].flatten().tolist() for k in range(4)] == [
-        torch.rot90(image[0, 0], k).flatten().tolist() for k in range(4)]
+        torch.rot90(image[0, 0], k).flatten().tolist() for k in range(4)
+    ]
 
 
 def test_select_keeps_the_given_order(labelled):
@@ -32,16 +33,22 @@ def test_select_keeps_the_given_order(labelled):
 BYTES = torch.zeros(4, 1, 2, 3, dtype=torch.uint8)
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    ((BYTES.float(), [0], [4], ("a",)), r"must be a uint8 tensor \(n, channels, height, width\), not torch.float32"),
-    ((BYTES[0], [0], [4], ("a",)), r"not torch.uint8 \(1, 2, 3\)"),
-    ((BYTES, [0, 2], [4], ("a",)), "one entry for each class"),
-    ((BYTES, [], [], ()), "there are no classes"),
-    ((BYTES, [0, 4], [4, 0], ("a", "empty")), "class 'empty' has no images"),
-    ((BYTES, [2], [3], ("a",)), "reach outside the 4 images"),
-    ((BYTES, [0], [4], ("a",), [1]), "images of 2 x 3 pixels cannot be turned by 90 degrees"),
-    ((BYTES, [0], [4], ("a",), [4]), "rotations are quarter turns, 0 to 3"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            (BYTES.float(), [0], [4], ("a",)),
+            r"must be a uint8 tensor \(n, channels, height, width\), not torch.float32",
+        ),
+        ((BYTES[0], [0], [4], ("a",)), r"not torch.uint8 \(1, 2, 3\)"),
+        ((BYTES, [0, 2], [4], ("a",)), "one entry for each class"),
+        ((BYTES, [], [], ()), "there are no classes"),
+        ((BYTES, [0, 4], [4, 0], ("a", "empty")), "class 'empty' has no images"),
+        ((BYTES, [2], [3], ("a",)), "reach outside the 4 images"),
+        ((BYTES, [0], [4], ("a",), [1]), "images of 2 x 3 pixels cannot be turned by 90 degrees"),
+        ((BYTES, [0], [4], ("a",), [4]), "rotations are quarter turns, 0 to 3"),
+    ],
+)
 def test_parts_that_do_not_fit_are_refused(arguments, message):
     with pytest.raises(BadInput, match=message):
         ClassData(*arguments)

@@ -46,7 +46,10 @@ def test_random_split_is_the_one_of_mamlpp(real, real_data):
         pytest.skip("splits/omniglot_mamlpp_seed0.json not found beside the real data")
     lists = json.loads(path.read_text())
     assert [list(split.names) for split in (real.train, real.validation, real.test)] == [
-        lists["train"], lists["val"], lists["test"]]
+        lists["train"],
+        lists["val"],
+        lists["test"],
+    ]
 
 
 def test_lake_split_keeps_whole_alphabets(drawings):
@@ -55,8 +58,13 @@ def test_lake_split_keeps_whole_alphabets(drawings):
     assert [len(a) for a in alphabets] == [25, 5, 20]
     assert [len(part) for part in parts] == [813, 151, 659]
     assert len(set.union(*alphabets)) == 50
-    assert alphabets[1] == {"Ojibwe_(Canadian_Aboriginal_Syllabics)", "Sanskrit", "Syriac_(Estrangelo)", "Tagalog",
-                            "Tifinagh"}
+    assert alphabets[1] == {
+        "Ojibwe_(Canadian_Aboriginal_Syllabics)",
+        "Sanskrit",
+        "Syriac_(Estrangelo)",
+        "Tagalog",
+        "Tifinagh",
+    }
 
 
 def test_vinyals_split_reads_its_lists(drawings, real_data):
@@ -129,16 +137,24 @@ def test_options_change_what_they_say(archive):
     assert not omniglot(archive.folder).tasks(1).test.rotate
     description = omniglot(archive.folder, split="lake").tasks(5).description
     assert json.loads(json.dumps(description))["options"] == {
-        "split": "lake", "rotations": "task", "invert": True, "resize": "lanczos", "image_size": 28}
+        "split": "lake",
+        "rotations": "task",
+        "invert": True,
+        "resize": "lanczos",
+        "image_size": 28,
+    }
     assert description["classes"] == {"train": 8, "validation": 20, "test": 12}
 
 
-@pytest.mark.parametrize(("options", "message"), [
-    ({"split": "lakes"}, "unknown option for split of omniglot, 'lakes'; did you mean 'lake'"),
-    ({"rotations": "class"}, "unknown option for rotations of omniglot, 'class'; did you mean 'classes'"),
-    ({"resize": "bicubic"}, "unknown option for resize of omniglot, 'bicubic'"),
-    ({"image_size": 0}, "image_size is 0; it must be a whole number of pixels"),
-])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"split": "lakes"}, "unknown option for split of omniglot, 'lakes'; did you mean 'lake'"),
+        ({"rotations": "class"}, "unknown option for rotations of omniglot, 'class'; did you mean 'classes'"),
+        ({"resize": "bicubic"}, "unknown option for resize of omniglot, 'bicubic'"),
+        ({"image_size": 0}, "image_size is 0; it must be a whole number of pixels"),
+    ],
+)
 def test_unknown_options_are_named(archive, options, message):
     with pytest.raises(BadInput, match=message):
         omniglot(archive.folder, **options)

@@ -15,8 +15,11 @@ CONTENT = {"images_background.zip": b"background" * 1000, "images_evaluation.zip
 @pytest.fixture
 def server(tmp_path, monkeypatch):
     """The two files over loopback, with checksums to match."""
-    monkeypatch.setattr(omniglot_fetch, "CHECKSUMS", {
-        name: hashlib.md5(content, usedforsecurity=False).hexdigest() for name, content in CONTENT.items()})
+    monkeypatch.setattr(
+        omniglot_fetch,
+        "CHECKSUMS",
+        {name: hashlib.md5(content, usedforsecurity=False).hexdigest() for name, content in CONTENT.items()},
+    )
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     folder = tmp_path / "served"
     folder.mkdir()
@@ -74,5 +77,7 @@ def test_a_folder_that_cannot_be_made(tmp_path):
 
 def test_the_real_checksums_and_address():
     assert omniglot_fetch.BASE_URL == "https://raw.githubusercontent.com/brendenlake/omniglot/master/python"
-    assert omniglot_fetch.CHECKSUMS == {"images_background.zip": "68d2efa1b9178cc56df9314c21c6e718",
-                                        "images_evaluation.zip": "6b91aef0f799c5bb55b94e3f2daec811"}
+    assert omniglot_fetch.CHECKSUMS == {
+        "images_background.zip": "68d2efa1b9178cc56df9314c21c6e718",
+        "images_evaluation.zip": "6b91aef0f799c5bb55b94e3f2daec811",
+    }

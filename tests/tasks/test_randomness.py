@@ -15,8 +15,10 @@ def test_bits_are_uniform_and_independent_of_each_other():
     assert abs(values.mean() - 0.5) < 4 / np.sqrt(12 * values.size)
     counts = np.bincount((values * 64).astype(int).reshape(-1), minlength=64)
     assert ((counts - 1024) ** 2 / 1024).sum() < 63 + 4 * np.sqrt(126)
-    neighbours = [np.corrcoef(values[:-1].reshape(-1), values[1:].reshape(-1))[0, 1],
-                  np.corrcoef(values[:, :-1].reshape(-1), values[:, 1:].reshape(-1))[0, 1]]
+    neighbours = [
+        np.corrcoef(values[:-1].reshape(-1), values[1:].reshape(-1))[0, 1],
+        np.corrcoef(values[:, :-1].reshape(-1), values[:, 1:].reshape(-1))[0, 1],
+    ]
     assert np.abs(neighbours).max() < 4 / 256
 
 

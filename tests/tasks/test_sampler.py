@@ -34,8 +34,10 @@ def test_support_and_query_are_disjoint_and_labels_are_classes(size, rotate):
         every = [*support[task], *query[task]]
         assert len(set(every)) == len(every), "an image appears twice in a task"
         labels = batch.support_y[task].numpy(), batch.query_y[task].numpy()
-        owners = [set(OWNER[support[task][labels[0] == label]]) | set(OWNER[query[task][labels[1] == label]])
-                  for label in range(ways)]
+        owners = [
+            set(OWNER[support[task][labels[0] == label]]) | set(OWNER[query[task][labels[1] == label]])
+            for label in range(ways)
+        ]
         assert all(len(owner) == 1 for owner in owners), "a label stands for one class in both halves"
         assert len(set.union(*owners)) == ways
 
@@ -55,6 +57,7 @@ def test_a_task_depends_on_seed_and_number_alone(size, indices):
 def test_seeds_and_numbers_change_the_tasks():
     def classes(seed, indices):
         return ClassSampler(DATA, 5, 1, 1, seed).draw(indices)[0].tolist()
+
     assert classes(0, range(9)) != classes(1, range(9))
     assert classes(0, range(9))[1:] == classes(0, range(1, 9))
     assert len({tuple(row) for row in classes(0, range(500))}) > 450
@@ -116,13 +119,16 @@ def test_evaluation_tasks_ignore_the_seed_of_the_run():
             dataset.tasks(seed=seed)
 
 
-@pytest.mark.parametrize(("size", "message"), [
-    ((13, 1, 1), "the train split has 12 classes, too few for 13 ways"),
-    ((5, 5, 2), r"class 'c0' of the train split has 6 images; shots \+ queries needs 7; 3 of 12 classes are short"),
-    ((0, 1, 1), "ways is 0; it must be a whole number of at least 1"),
-    ((5, -1, 1), "shots is -1"),
-    ((5, 1, 1.5), "queries is 1.5"),
-])
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [
+        ((13, 1, 1), "the train split has 12 classes, too few for 13 ways"),
+        ((5, 5, 2), r"class 'c0' of the train split has 6 images; shots \+ queries needs 7; 3 of 12 classes are short"),
+        ((0, 1, 1), "ways is 0; it must be a whole number of at least 1"),
+        ((5, -1, 1), "shots is -1"),
+        ((5, 1, 1.5), "queries is 1.5"),
+    ],
+)
 def test_sizes_the_data_cannot_give_are_refused(size, message):
     with pytest.raises(BadInput, match=message):
         ImageDataset("own", DATA, DATA, DATA).tasks(*size)

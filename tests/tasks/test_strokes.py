@@ -13,10 +13,13 @@ from fewstep.tasks.strokes import draw
 IDS, HANDS = np.arange(400) % 100 * 7919, np.arange(400) // 100 * 3
 
 
-@pytest.mark.parametrize(("size", "digest"), [
-    (28, "82244ebfcbd74cd091f5feb2ac12f09423e4fc21109c012880f44bb951988b63"),
-    (40, "98af329b201caae410bb2e4bd4ef7cefb435e711c0f0e48e0fbcb90e390e8bf2"),
-])
+@pytest.mark.parametrize(
+    ("size", "digest"),
+    [
+        (28, "82244ebfcbd74cd091f5feb2ac12f09423e4fc21109c012880f44bb951988b63"),
+        (40, "98af329b201caae410bb2e4bd4ef7cefb435e711c0f0e48e0fbcb90e390e8bf2"),
+    ],
+)
 def test_every_machine_draws_the_same_bytes(size, digest):
     images = draw(IDS, HANDS, sample_seed=5, image_size=size)
     assert hashlib.sha256(images.numpy().tobytes()).hexdigest() == digest
@@ -85,13 +88,16 @@ def test_a_thousand_images_take_a_fraction_of_a_second():
     assert min(seconds) < 0.4, "0.1 on an idle core"
 
 
-@pytest.mark.parametrize(("options", "message"), [
-    ({"classes": (5, 0, 5)}, "must be three whole numbers of at least 1"),
-    ({"drawers": 0}, "drawers is 0; it must be a whole number of at least 1"),
-    ({"seed": -1}, "seed is -1; it must be a whole number from 0 to 1048575"),
-    ({"image_size": 9}, "image_size is 9; it must be a whole number of pixels from 14 to 256"),
-    ({"rotations": "tasks"}, "unknown option for rotations of strokes, 'tasks'; did you mean 'task'"),
-])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"classes": (5, 0, 5)}, "must be three whole numbers of at least 1"),
+        ({"drawers": 0}, "drawers is 0; it must be a whole number of at least 1"),
+        ({"seed": -1}, "seed is -1; it must be a whole number from 0 to 1048575"),
+        ({"image_size": 9}, "image_size is 9; it must be a whole number of pixels from 14 to 256"),
+        ({"rotations": "tasks"}, "unknown option for rotations of strokes, 'tasks'; did you mean 'task'"),
+    ],
+)
 def test_bad_options_are_named(options, message):
     with pytest.raises(BadInput, match=message):
         strokes(**options)

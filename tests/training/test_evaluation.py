@@ -90,7 +90,7 @@ def test_regression_scores_the_loss():
     score = fewstep.evaluate(learner, fewstep.sinusoid(), count=5)
     assert score.metric == "loss"
     assert score.chance is None
-    with pytest.raises(fewstep.BadInput, match="read score.value"):
+    with pytest.raises(fewstep.BadInput, match=r"read score.value"):
         _ = score.accuracy
     batch = fewstep.sinusoid().test([2])
     expected = F.mse_loss(learner.adapt(batch.support_x[0], batch.support_y[0])(batch.query_x[0]), batch.query_y[0])
@@ -99,19 +99,19 @@ def test_regression_scores_the_loss():
 
 def test_bad_input():
     learner = mlp_learner(fewstep.preset("maml"))
-    with pytest.raises(fewstep.BadInput, match="at least one task"):
+    with pytest.raises(fewstep.BadInput, match=r"at least one task"):
         fewstep.evaluate(learner, lambda n: vectors(), count=0)  # noqa: ARG005
-    with pytest.raises(fewstep.BadInput, match="did you mean 'support'"):
+    with pytest.raises(fewstep.BadInput, match=r"did you mean 'support'"):
         fewstep.evaluate(learner, lambda n: vectors(), count=1, statistics="suport")  # noqa: ARG005
-    with pytest.raises(fewstep.BadInput, match="labels up to 4, but the model has 3 outputs"):
+    with pytest.raises(fewstep.BadInput, match=r"labels up to 4, but the model has 3 outputs"):
         fewstep.evaluate(learner, lambda n: vectors(ways=5), count=1)  # noqa: ARG005
     poisoned = vectors()
     poisoned.support_x[1, 0] = float("inf")
-    with pytest.raises(fewstep.BadInput, match="support_x of task 1"):
+    with pytest.raises(fewstep.BadInput, match=r"support_x of task 1"):
         fewstep.evaluate(learner, lambda n: poisoned, count=3)  # noqa: ARG005
 
 
 def test_divergence_is_named():
     learner = fewstep.Learner(MLP(1, 1), fewstep.preset("maml", steps=40, rule__rate=1e6), F.mse_loss)
-    with pytest.raises(fewstep.BadInput, match="adapting to tasks 0 to 4 diverged"):
+    with pytest.raises(fewstep.BadInput, match=r"adapting to tasks 0 to 4 diverged"):
         fewstep.evaluate(learner, fewstep.sinusoid(), count=5)

@@ -140,7 +140,7 @@ def test_another_configuration_is_refused(tmp_path):
                       tmp_path / "run", **LENGTH)  # fmt: skip
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").write_text("dear")
-    with pytest.raises(fewstep.BadInput, match="not empty and not a run directory"):
+    with pytest.raises(fewstep.BadInput, match=r"not empty and not a run directory"):
         fewstep.train(learner(), TASKS, tmp_path / "other", **LENGTH)
     assert (tmp_path / "other" / "thesis.tex").read_text() == "dear"
 
@@ -153,7 +153,7 @@ def test_nan_in_data_stops_with_the_field_named_and_the_checkpoint_kept(tmp_path
         return batch
 
     tasks = fewstep.Tasks(poisoned, TASKS.validation, TASKS.test)
-    with pytest.raises(fewstep.BadInput, match="query_x of task 0 in the meta-batch holds values that are not finite"):
+    with pytest.raises(fewstep.BadInput, match=r"query_x of task 0 in the meta-batch holds values that are not finite"):
         fewstep.train(learner(), tasks, tmp_path / "run", **LENGTH)
     assert fewstep.Run(tmp_path / "run").state()["step"] == 3
 
@@ -162,7 +162,9 @@ def test_a_diverging_inner_rate_stops_with_epoch_step_and_tensor(tmp_path):
     torch.manual_seed(0)
     sine = fewstep.Learner(MLP(1, 1), fewstep.preset("maml", steps=40, rule__rate=1e6), F.mse_loss)
     before = {k: v.clone() for k, v in sine.state_dict().items()}
-    with pytest.raises(fewstep.BadInput, match=r"the meta-loss is not finite in epoch 0, outer step 0.*lower inner rate"):
+    with pytest.raises(
+        fewstep.BadInput, match=r"the meta-loss is not finite in epoch 0, outer step 0.*lower inner rate"
+    ):
         fewstep.train(sine, fewstep.sinusoid(), tmp_path / "run", epochs=1, iterations=2)
     assert all(torch.equal(before[k], v) for k, v in sine.state_dict().items())
 

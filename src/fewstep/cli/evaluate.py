@@ -67,21 +67,21 @@ class Evaluate:
         if self.format == "json":
             print(json.dumps(record))
         else:
-            _print(run, single, many, self.split, learner.has_batch_norm)
+            _print(single, many, self.split, learner.has_batch_norm)
             console.print(f"run  {run.directory}\npage {page}")
             console.print(f"next fewstep presets {learner.method.name}   (what was trained)")
             console.print("     fewstep train maml++ --help   (your own settings and data)")
         return 0
 
 
-def _print(run: Run, single: Score, many: Score | None, split: str, normed: bool) -> None:
+def _print(single: Score, many: Score | None, split: str, normed: bool) -> None:
     kind = {
         "batch": "queries normalised by their own batch: transductive",
         "running": "queries normalised by running statistics of each step",
         "support": "queries normalised by the support set",
     }[single.statistics]
     console.print(f"{single.count} {split} tasks, {single.steps} inner steps{f'; {kind}' if normed else ''}")
-    console.print(f"  {single.metric} after adaptation   {single}   (single best validation epoch, {single.seconds:.0f} s)")
+    console.print(f"  {single.metric} after adaptation   {single}   (best validation epoch, {single.seconds:.0f} s)")
     if many:
         console.print(f"  ensemble of the best {many.members}     {many}")
     if single.per_query is not None:

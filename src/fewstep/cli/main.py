@@ -48,5 +48,6 @@ def main(arguments: list[str] | None = None) -> None:
         status = 130
     sys.exit(status)
 
+
 if __name__ == "__main__":
     main()

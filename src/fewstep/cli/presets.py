@@ -7,11 +7,10 @@ from typing import Any, Literal
 
 from tyro.conf import Positional
 
+from fewstep.cli.choices import Preset
 from fewstep.cli.console import console
 from fewstep.methods import differences, preset, to_json
 from fewstep.methods.presets import PRESETS, Setting
-
-Preset = Literal[tuple(PRESETS)]  # type: ignore[valid-type]
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class Presets:
             width = max(map(len, chosen))
             for name, function in chosen.items():
                 console.print(f"{name:{width}}  {_lines(function)[0]}")
-            console.print(f"\nfewstep presets NAME explains one; fewstep train NAME trains it.")
+            console.print("\nfewstep presets NAME explains one; fewstep train NAME trains it.")
         else:
             console.print(f"{self.preset}\n", style="bold")
             console.print("\n".join(_lines(chosen[self.preset])), markup=False)

@@ -8,16 +8,14 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
+from fewstep.cli.choices import Preset
 from fewstep.cli.console import TrainingProgress, console
 from fewstep.cli.machine import prepare
-from fewstep.methods.presets import PRESETS
 from fewstep.reporting.page import write_page
 from fewstep.training.experiment import Experiment
 from fewstep.training.interrupt import Interrupted
 from fewstep.training.run import Run
 from fewstep.training.trainer import train
-
-Preset = Literal[tuple(PRESETS)]  # type: ignore[valid-type]
 
 
 def _own(metavar: str) -> object:

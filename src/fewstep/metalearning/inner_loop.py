@@ -94,7 +94,7 @@ class InnerLoop(NamedTuple):
     def adapt(self, meta: Meta, x: Any, y: Tensor, steps: int, gradient: Gradient) -> Iterator[Adaptation]:
         """The task's state after 0, 1, … `steps` inner steps on its support set.
 
-            θ_{i+1} = rule(θ_i, ∇L_support(θ_i; row i of every per-step part))
+        θ_{i+1} = rule(θ_i, ∇L_support(θ_i; row i of every per-step part))
         """
         fast = {name: meta.model[name] for name in self.adapted}
         yield Adaptation(0, at_step(meta, 0) | fast, None, {})

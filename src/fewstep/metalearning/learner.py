@@ -14,8 +14,9 @@ from fewstep.metalearning.meta_gradient import STRATEGIES, Plan
 from fewstep.methods import Method
 from fewstep.tasks.batch import TaskBatch
 
-
-VECTORIZED_BELOW = 1024  # support values a task on a CPU: smaller tasks are bound by call overhead, larger by cache
+# Support values a task on a CPU below which all tasks at once are faster: small tasks are bound by call overhead, and
+# one of them does not keep several threads busy; the maps of many larger ones at once leave the cache.
+VECTORIZED_BELOW, VECTORIZED_BELOW_WITH_THREADS = 1024, 8192
 
 
 class MetaGradient(NamedTuple):
@@ -197,7 +198,7 @@ class Learner(nn.Module):
     def update_running(self, statistics: Statistics) -> None:
         """Move the running statistics of every inner step towards those of a meta-batch.
 
-            running ← (1 − momentum) running + momentum · seen
+        running ← (1 − momentum) running + momentum · seen
         """
         buffers = dict(self.running.named_buffers())
         for name, moments in statistics.items():
@@ -215,7 +216,8 @@ class Learner(nn.Module):
         if batch.support_y.device.type != "cpu":
             return "vectorized"
         leaves = batch.support_x if isinstance(batch.support_x, tuple) else (batch.support_x,)
-        return "vectorized" if sum(leaf[0].numel() for leaf in leaves) < VECTORIZED_BELOW else "loop"
+        limit = VECTORIZED_BELOW if torch.get_num_threads() == 1 else VECTORIZED_BELOW_WITH_THREADS
+        return "vectorized" if sum(leaf[0].numel() for leaf in leaves) < limit else "loop"
 
     @torch.no_grad()
     def check(self, support_x: Any, support_y: Tensor) -> None:

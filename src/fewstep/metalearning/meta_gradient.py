@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_map
 
 from fewstep.metalearning.functional import Moments, Statistics
 from fewstep.metalearning.inner_loop import (
+    Gradient,
     InnerLoop,
     Meta,
     Parameters,
@@ -54,7 +55,7 @@ def _parts(batch: TaskBatch) -> tuple:
 
 
 def _task_loss(
-    inner: InnerLoop, plan: Plan, meta: Meta, sx: Any, sy: Tensor, qx: Any, qy: Tensor, gradient: Any
+    inner: InnerLoop, plan: Plan, meta: Meta, gradient: Gradient, sx: Any, sy: Tensor, qx: Any, qy: Tensor
 ) -> tuple[Tensor, Outcome]:
     """Σ_i w_i L_query(θ_{i+1}) of one task; a query pass only where a weight asks for one."""
     steps = inner.method.steps
@@ -86,7 +87,7 @@ def loop(inner: InnerLoop, plan: Plan, learned: Parameters, whole: Whole, batch:
     outcomes = []
     for index in range(len(batch)):
         task = tree_map(lambda t, index=index: t[index], _parts(batch))
-        loss, outcome = _task_loss(inner, plan, meta, *task, gradient)
+        loss, outcome = _task_loss(inner, plan, meta, gradient, *task)
         gradients = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
         sums = [a.add_(b) for a, b in zip(sums, gradients, strict=True)]
         outcomes.append(outcome)
@@ -99,7 +100,7 @@ def vectorized(inner: InnerLoop, plan: Plan, learned: Parameters, whole: Whole, 
     gradient = transformed_second_order if plan.order == "second" else transformed_first_order
 
     def task(learned: Parameters, sx: Any, sy: Tensor, qx: Any, qy: Tensor) -> tuple[Tensor, Outcome]:
-        return _task_loss(inner, plan, whole(learned), sx, sy, qx, qy, gradient)
+        return _task_loss(inner, plan, whole(learned), gradient, sx, sy, qx, qy)
 
     per_task = torch.func.grad_and_value(task, has_aux=True)
     mapped = torch.func.vmap(per_task, in_dims=(None, 0, 0, 0, 0), randomness="different")

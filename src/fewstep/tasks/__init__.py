@@ -10,5 +10,17 @@ from fewstep.tasks.sinusoid import sinusoid
 from fewstep.tasks.source import TaskDataset, TaskFunction, Tasks
 from fewstep.tasks.strokes import strokes
 
-__all__ = ["DATASETS", "ClassData", "ClassSampler", "ImageDataset", "PixelValues", "TaskBatch", "TaskDataset",
-           "TaskFunction", "Tasks", "omniglot", "sinusoid", "strokes"]
+__all__ = [
+    "DATASETS",
+    "ClassData",
+    "ClassSampler",
+    "ImageDataset",
+    "PixelValues",
+    "TaskBatch",
+    "TaskDataset",
+    "TaskFunction",
+    "Tasks",
+    "omniglot",
+    "sinusoid",
+    "strokes",
+]

@@ -80,8 +80,10 @@ class TaskBatch:
             for leaf in _leaves(getattr(self, field.name)):
                 bad = ~torch.isfinite(leaf.flatten(1)).all(dim=1) if leaf.numel() else torch.zeros(0, dtype=torch.bool)
                 if bad.any():
-                    raise BadInput(f"{field.name} of task {int(bad.nonzero()[0])} in the meta-batch holds values that "
-                                   "are not finite (NaN or infinity); clean the data")
+                    raise BadInput(
+                        f"{field.name} of task {int(bad.nonzero()[0])} in the meta-batch holds values that "
+                        "are not finite (NaN or infinity); clean the data"
+                    )
 
     @staticmethod
     def concatenate(batches: Sequence["TaskBatch"]) -> "TaskBatch":
@@ -93,8 +95,10 @@ class TaskBatch:
             parts = [_leaves(getattr(batch, field.name)) for batch in batches]
             shapes = {tuple(leaf.shape[1:] for leaf in leaves) for leaves in parts}
             if len(shapes) > 1:
-                raise BadInput(f"{field.name} differs in shape between the meta-batches to concatenate: "
-                               f"{sorted(shapes)} after the task axis")
+                raise BadInput(
+                    f"{field.name} differs in shape between the meta-batches to concatenate: "
+                    f"{sorted(shapes)} after the task axis"
+                )
             leaves = tuple(torch.cat(group) for group in zip(*parts, strict=True))
             joined[field.name] = leaves if isinstance(getattr(batches[0], field.name), tuple) else leaves[0]
         return TaskBatch(**joined)
@@ -118,7 +122,11 @@ def _all_tensors(value: object, may_be_tuple: bool) -> bool:
 
 
 def _disagreement(batch: TaskBatch, name: str, leaf: torch.Tensor) -> str:
-    shapes = "; ".join(f"{field.name} {' '.join(str(tuple(t.shape)) for t in _leaves(getattr(batch, field.name)))}"
-                       for field in fields(batch))
-    return (f"{name} of a TaskBatch has shape {tuple(leaf.shape)}, which does not agree with the others. Support "
-            f"fields start with (tasks, support size), query fields with (tasks, query size). Got: {shapes}")
+    shapes = "; ".join(
+        f"{field.name} {' '.join(str(tuple(t.shape)) for t in _leaves(getattr(batch, field.name)))}"
+        for field in fields(batch)
+    )
+    return (
+        f"{name} of a TaskBatch has shape {tuple(leaf.shape)}, which does not agree with the others. Support "
+        f"fields start with (tasks, support size), query fields with (tasks, query size). Got: {shapes}"
+    )

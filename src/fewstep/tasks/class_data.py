@@ -49,8 +49,10 @@ class ClassData:
         object.__setattr__(self, "rotations", np.asarray(turns, np.int64))
         sizes = {len(self.names), *self.offsets.shape, *self.counts.shape, *self.turns.shape}
         if len(sizes) != 1 or self.offsets.ndim != 1:
-            raise BadInput(f"names ({len(self.names)}), offsets {self.offsets.shape}, counts {self.counts.shape} and "
-                           f"rotations {self.turns.shape} must hold one entry for each class")
+            raise BadInput(
+                f"names ({len(self.names)}), offsets {self.offsets.shape}, counts {self.counts.shape} and "
+                f"rotations {self.turns.shape} must hold one entry for each class"
+            )
         if not len(self.names):
             raise BadInput("there are no classes; give at least one")
         if (self.counts < 1).any():
@@ -106,5 +108,7 @@ class ClassData:
 def require_square(images: torch.Tensor) -> None:
     """Raise BadInput unless a quarter turn keeps the shape of the images."""
     if images.shape[2] != images.shape[3]:
-        raise BadInput(f"images of {images.shape[2]} x {images.shape[3]} pixels cannot be turned by 90 degrees; make "
-                       "them square or turn rotations off")
+        raise BadInput(
+            f"images of {images.shape[2]} x {images.shape[3]} pixels cannot be turned by 90 degrees; make "
+            "them square or turn rotations off"
+        )

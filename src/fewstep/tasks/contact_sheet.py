@@ -19,8 +19,9 @@ from fewstep.tasks.strokes import strokes
 _GAP = 2  # pixels of paper around each image
 
 
-def contact_sheet(data: ImageDataset | ClassData, rows: int | Sequence[int] = 10, columns: int = 10, zoom: int = 1,
-                  paper: bool = True) -> Image.Image:
+def contact_sheet(
+    data: ImageDataset | ClassData, rows: int | Sequence[int] = 10, columns: int = 10, zoom: int = 1, paper: bool = True
+) -> Image.Image:
     """Images in a grid: classes down, samples of a class across.
 
     Arguments:
@@ -57,8 +58,10 @@ def contact_sheet(data: ImageDataset | ClassData, rows: int | Sequence[int] = 10
 
 def alphabets(path: str, omniglot_dir: str | None = None, rows: int = 10, columns: int = 10, zoom: int = 2) -> None:
     """The picture of the README: the embedded alphabet on the left, Omniglot on the right, both of test classes."""
-    halves = [("strokes (embedded)", contact_sheet(strokes(), rows, columns, zoom)),
-              ("Omniglot (Lake et al.)", contact_sheet(omniglot(omniglot_dir), rows, columns, zoom))]
+    halves = [
+        ("strokes (embedded)", contact_sheet(strokes(), rows, columns, zoom)),
+        ("Omniglot (Lake et al.)", contact_sheet(omniglot(omniglot_dir), rows, columns, zoom)),
+    ]
     title, space = 28, 24
     width, height = halves[0][1].size
     sheet = Image.new("L", (2 * width + space, height + title), 255)

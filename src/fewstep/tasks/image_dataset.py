@@ -60,8 +60,15 @@ class ImageDataset:
         """Height of an image in pixels."""
         return int(self.train.images.shape[2])
 
-    def tasks(self, ways: int = 5, shots: int = 1, queries: int = 1, seed: int = 0, rotate: bool | None = None,
-              evaluation_queries: int | None = None) -> Tasks:
+    def tasks(
+        self,
+        ways: int = 5,
+        shots: int = 1,
+        queries: int = 1,
+        seed: int = 0,
+        rotate: bool | None = None,
+        evaluation_queries: int | None = None,
+    ) -> Tasks:
         """Tasks of N ways and K shots from the three splits.
 
         Only training tasks depend on `seed` and `rotate`; validation and test tasks are always the same ones.
@@ -82,9 +89,17 @@ class ImageDataset:
         validation = ClassSampler(self.validation, ways, shots, later, VALIDATION_SEED, False, look, "validation")
         test = ClassSampler(self.test, ways, shots, later, TEST_SEED, False, look, "test")
         description = {
-            "name": self.name, "options": dict(self.options), "setting": self.setting, "channels": self.channels,
-            "image_size": self.image_size, "ways": ways, "shots": shots, "queries": queries,
-            "evaluation_queries": later, "seed": seed, "rotate": turn,
+            "name": self.name,
+            "options": dict(self.options),
+            "setting": self.setting,
+            "channels": self.channels,
+            "image_size": self.image_size,
+            "ways": ways,
+            "shots": shots,
+            "queries": queries,
+            "evaluation_queries": later,
+            "seed": seed,
+            "rotate": turn,
             "classes": {"train": len(self.train), "validation": len(self.validation), "test": len(self.test)},
         }
         return Tasks(train, validation, test, description)

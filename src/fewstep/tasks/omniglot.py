@@ -24,8 +24,14 @@ _VALIDATION_ALPHABETS = 5
 _MAMLPP_FRACTIONS = (0.70918052988, 0.03080714725)  # train, validation; test is what remains
 
 
-def omniglot(data_dir: str | os.PathLike[str] | None = None, split: str = "random", rotations: str = "task",
-             invert: bool = True, resize: str = "lanczos", image_size: int = 28) -> ImageDataset:
+def omniglot(
+    data_dir: str | os.PathLike[str] | None = None,
+    split: str = "random",
+    rotations: str = "task",
+    invert: bool = True,
+    resize: str = "lanczos",
+    image_size: int = 28,
+) -> ImageDataset:
     """Omniglot as few-shot classes, read once and kept as bytes.
 
     Arguments:
@@ -52,8 +58,11 @@ def omniglot(data_dir: str | os.PathLike[str] | None = None, split: str = "rando
         >>> data = omniglot("data")  # doctest: +SKIP
         >>> batch = data.tasks(ways=20, shots=1, queries=1).split("test")(range(8))  # doctest: +SKIP
     """
-    for kind, value, known in (("split", split, SPLITS), ("rotations", rotations, ROTATIONS),
-                               ("resize", resize, tuple(RESIZES))):
+    for kind, value, known in (
+        ("split", split, SPLITS),
+        ("rotations", rotations, ROTATIONS),
+        ("resize", resize, tuple(RESIZES)),
+    ):
         if value not in known:
             raise unknown(f"option for {kind} of omniglot,", str(value), known)
     if isinstance(image_size, bool) or not isinstance(image_size, int) or not 1 <= image_size <= 1024:
@@ -61,8 +70,12 @@ def omniglot(data_dir: str | os.PathLike[str] | None = None, split: str = "rando
     drawings = read(data_dir)
     parts = split_classes(drawings, split, data_dir)
     count, drawers = drawings.packed.shape[:2]
-    everything = ClassData(_pixels(drawings, resize, image_size, invert), np.arange(count) * drawers,
-                           np.full(count, drawers), drawings.names)
+    everything = ClassData(
+        _pixels(drawings, resize, image_size, invert),
+        np.arange(count) * drawers,
+        np.full(count, drawers),
+        drawings.names,
+    )
     train, validation, test = (everything.select(part) for part in parts)
     if rotations == "classes":
         train, validation, test = train.rotated(), validation.rotated(), test.rotated()
@@ -76,8 +89,9 @@ def split_classes(drawings: Drawings, split: str, data_dir: str | os.PathLike[st
     if split == "lake":
         held_out = sorted({a for a, b in zip(drawings.alphabets, drawings.background, strict=True) if b})
         held_out = held_out[-_VALIDATION_ALPHABETS:]
-        where = [2 if not b else int(a in held_out)
-                 for a, b in zip(drawings.alphabets, drawings.background, strict=True)]
+        where = [
+            2 if not b else int(a in held_out) for a, b in zip(drawings.alphabets, drawings.background, strict=True)
+        ]
         return [[i for i, part in enumerate(where) if part == wanted] for wanted in range(3)]
     if split == "random":
         # MAML++: the seed of the shuffle is itself drawn from seed 0, and both bounds are cut off, not rounded.
@@ -105,9 +119,15 @@ def check(data_dir: str | os.PathLike[str] | None = None) -> dict[str, Any]:
             splits[split] = [len(part) for part in split_classes(drawings, split, data_dir)]
         except BadInput as error:
             splits[split] = str(error)
-    return {"name": "omniglot", "form": drawings.form, "place": str(drawings.place), "classes": len(drawings.names),
-            "images": int(np.prod(drawings.packed.shape[:2])), "alphabets": len(set(drawings.alphabets)),
-            "splits": splits}
+    return {
+        "name": "omniglot",
+        "form": drawings.form,
+        "place": str(drawings.place),
+        "classes": len(drawings.names),
+        "images": int(np.prod(drawings.packed.shape[:2])),
+        "alphabets": len(set(drawings.alphabets)),
+        "splits": splits,
+    }
 
 
 def _pixels(drawings: Drawings, resize: str, size: int, invert: bool) -> torch.Tensor:
@@ -126,16 +146,20 @@ def _vinyals(names: tuple[str, ...], data_dir: str | os.PathLike[str] | None) ->
     places = [place for root in roots(data_dir) for place in (root, root / "splits", root.parent / "splits")]
     path = next((p / "omniglot_vinyals.json" for p in places if (p / "omniglot_vinyals.json").is_file()), None)
     if path is None:
-        raise BadInput("split vinyals needs its class lists, omniglot_vinyals.json (lists train, val and test of "
-                       f"Alphabet/characterNN), in one of: {', '.join(map(str, places))}; put it there, or use split "
-                       "random or lake")
+        raise BadInput(
+            "split vinyals needs its class lists, omniglot_vinyals.json (lists train, val and test of "
+            f"Alphabet/characterNN), in one of: {', '.join(map(str, places))}; put it there, or use split "
+            "random or lake"
+        )
     number = {name: i for i, name in enumerate(names)}
     try:
         lists = json.loads(Path(path).read_text(encoding="utf-8"))
         parts = [[number[name] for name in lists[key]] for key in ("train", "val", "test")]
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise BadInput(f"{path} is not a class list of Omniglot ({type(error).__name__}: {error}); it needs the lists "
-                       "train, val and test of Alphabet/characterNN") from error
+        raise BadInput(
+            f"{path} is not a class list of Omniglot ({type(error).__name__}: {error}); it needs the lists "
+            "train, val and test of Alphabet/characterNN"
+        ) from error
     everything = [i for part in parts for i in part]
     if len(set(everything)) != len(everything) or not all(parts):
         raise BadInput(f"{path} names a class twice or leaves a split empty; its lists must be disjoint")

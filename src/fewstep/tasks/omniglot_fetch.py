@@ -43,8 +43,10 @@ def fetch(directory: str | os.PathLike[str], report: Callable[[str], object] = p
         if target.exists():
             found = _md5(target)
             if found != checksum:
-                raise BadInput(f"{target} is there already but is not the authors' file (its md5 is {found}, not "
-                               f"{checksum}); move it away to download it again")
+                raise BadInput(
+                    f"{target} is there already but is not the authors' file (its md5 is {found}, not "
+                    f"{checksum}); move it away to download it again"
+                )
             report(f"{target}: already there, checksum right")
             continue
         report(f"{target}: downloading {url}")
@@ -60,13 +62,17 @@ def _download(url: str, target: Path, checksum: str) -> None:
                 content = b"".join(iter(lambda: response.read(_CHUNK), b""))
         except (OSError, EOFError, ValueError) as error:  # URLError, HTTPError and timeouts are OSErrors
             reason = getattr(error, "reason", error)
-            raise BadInput(f"cannot download {url} ({reason}); without a network, bring the file from another machine "
-                           f"and put it at {target}") from error
+            raise BadInput(
+                f"cannot download {url} ({reason}); without a network, bring the file from another machine "
+                f"and put it at {target}"
+            ) from error
         partial.write_bytes(content)
         found = _md5(partial)
         if found != checksum:
-            raise BadInput(f"{url} came with md5 {found}, not {checksum}; nothing was kept: try again, or bring the "
-                           f"file by hand to {target}")
+            raise BadInput(
+                f"{url} came with md5 {found}, not {checksum}; nothing was kept: try again, or bring the "
+                f"file by hand to {target}"
+            )
         os.replace(partial, target)
     except OSError as error:
         raise BadInput(f"cannot write {target} ({error.strerror}); free some space or choose another folder") from error

@@ -21,10 +21,22 @@ SIDE = 105  # pixels
 _PACKED = (SIDE + 7) // 8  # bytes of a row at one bit a pixel
 _THRESHOLD = [0] * 128 + [255] * 128
 _LARGEST_MEMBER = 100_000  # bytes; the real images take a few hundred
-_HOW_TO_GET_IT = ("get it with `fewstep data fetch omniglot --data-dir DIR`, or put images_background.zip and "
-                  "images_evaluation.zip from github.com/brendenlake/omniglot, folder python, there")
-_UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, KeyError, RuntimeError, NotImplementedError, zlib.error,
-               zipfile.BadZipFile, Image.DecompressionBombError)
+_HOW_TO_GET_IT = (
+    "get it with `fewstep data fetch omniglot --data-dir DIR`, or put images_background.zip and "
+    "images_evaluation.zip from github.com/brendenlake/omniglot, folder python, there"
+)
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    KeyError,
+    RuntimeError,
+    NotImplementedError,
+    zlib.error,
+    zipfile.BadZipFile,
+    Image.DecompressionBombError,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,18 +81,26 @@ def read(data_dir: str | os.PathLike[str] | None = None) -> Drawings:
     for place in places:
         if (place / "omniglot.npz").is_file():
             return _read_npz(place)
-        found = {(form, name) for name in SETS for form, exists in (
-            ("folders", (place / name).is_dir()), ("zips", (place / f"{name}.zip").is_file())) if exists}
+        found = {
+            (form, name)
+            for name in SETS
+            for form, exists in (("folders", (place / name).is_dir()), ("zips", (place / f"{name}.zip").is_file()))
+            if exists
+        }
         for form, members in (("folders", _folder_members), ("zips", _zip_members)):
             if all((form, name) in found for name in SETS):
                 return _read_members(place, form, {name: members(place, name) for name in SETS})
         if found:
             here = sorted(f"{name}.zip" if form == "zips" else f"{name}/" for form, name in found)
             missing = sorted(set(SETS) - {name for _, name in found}) or sorted(SETS)
-            raise BadInput(f"{place} holds {' and '.join(here)} but not {' and '.join(missing)} in the same form; both "
-                           f"sets are needed: {_HOW_TO_GET_IT}")
-    raise BadInput(f"Omniglot is not in any of: {', '.join(map(str, places))}; {_HOW_TO_GET_IT}, or name the folder "
-                   "with --data-dir or FEWSTEP_DATA")
+            raise BadInput(
+                f"{place} holds {' and '.join(here)} but not {' and '.join(missing)} in the same form; both "
+                f"sets are needed: {_HOW_TO_GET_IT}"
+            )
+    raise BadInput(
+        f"Omniglot is not in any of: {', '.join(map(str, places))}; {_HOW_TO_GET_IT}, or name the folder "
+        "with --data-dir or FEWSTEP_DATA"
+    )
 
 
 def _read_npz(place: Path) -> Drawings:
@@ -91,13 +111,17 @@ def _read_npz(place: Path) -> Drawings:
             alphabets, characters = map(str, archive["alphabet"]), map(str, archive["character"])
             drawings = Drawings(packed, tuple(alphabets), tuple(characters), background, "npz", place)
     except _UNREADABLE as error:
-        raise BadInput(f"{path} cannot be read ({_reason(error)}); it is damaged or not Omniglot's npz: "
-                       f"delete it and {_HOW_TO_GET_IT}") from error
+        raise BadInput(
+            f"{path} cannot be read ({_reason(error)}); it is damaged or not Omniglot's npz: "
+            f"delete it and {_HOW_TO_GET_IT}"
+        ) from error
     classes = sum(SETS.values())
     expected = (classes, DRAWERS, SIDE, _PACKED)
     if packed.shape != expected or packed.dtype != np.uint8:
-        raise BadInput(f"{path} holds images of shape {packed.shape} {packed.dtype}, not {expected} uint8; it is not "
-                       "Omniglot's npz")
+        raise BadInput(
+            f"{path} holds images of shape {packed.shape} {packed.dtype}, not {expected} uint8; it is not "
+            "Omniglot's npz"
+        )
     if not len(drawings.alphabets) == len(drawings.characters) == len(background) == classes:
         raise BadInput(f"{path} does not name the alphabet, character and set of each of its {classes} classes")
     return drawings
@@ -110,14 +134,18 @@ def _read_members(place: Path, form: str, sets: dict[str, Iterator[tuple[str, st
         for source, inner, content in members:
             parts = inner.split("/")
             if len(parts) != 3:
-                raise BadInput(f"{source} is not where Omniglot keeps its images, {name}/Alphabet/characterNN/; "
-                               "unpack the archive again")
+                raise BadInput(
+                    f"{source} is not where Omniglot keeps its images, {name}/Alphabet/characterNN/; "
+                    "unpack the archive again"
+                )
             classes.setdefault((parts[0], parts[1]), []).append((parts[2], decode(source, content)))
         short = [f"{'/'.join(key)} has {len(images)}" for key, images in classes.items() if len(images) != DRAWERS]
         if len(classes) != SETS[name] or short:
             detail = f"; {short[0]} images, not {DRAWERS}" if short else ""
-            raise BadInput(f"{name} in {place} holds {len(classes)} of {SETS[name]} characters{detail}; it is "
-                           f"incomplete: {_HOW_TO_GET_IT}")
+            raise BadInput(
+                f"{name} in {place} holds {len(classes)} of {SETS[name]} characters{detail}; it is "
+                f"incomplete: {_HOW_TO_GET_IT}"
+            )
         for key in sorted(classes):
             packed.append(np.stack([image for _, image in sorted(classes[key], key=lambda item: item[0])]))
             keys.append((*key, name == "images_background"))
@@ -139,8 +167,9 @@ def _zip_members(place: Path, name: str) -> Iterator[tuple[str, str, bytes]]:
     except _UNREADABLE as error:
         if isinstance(error, BadInput):
             raise
-        raise BadInput(f"{path} cannot be read ({_reason(error)}); the archive is damaged: delete it and "
-                       f"{_HOW_TO_GET_IT}") from error
+        raise BadInput(
+            f"{path} cannot be read ({_reason(error)}); the archive is damaged: delete it and {_HOW_TO_GET_IT}"
+        ) from error
 
 
 def _folder_members(place: Path, name: str) -> Iterator[tuple[str, str, bytes]]:
@@ -169,8 +198,9 @@ def decode(source: str, content: bytes) -> NDArray[np.uint8]:
                     return np.frombuffer(bits.tobytes(), np.uint8).reshape(SIDE, _PACKED)  # one bit a pixel already
                 size = image.size
     except _UNREADABLE as error:
-        raise BadInput(f"{source} is not a readable PNG image ({_reason(error)}); remove it or get the archive "
-                       "again") from error
+        raise BadInput(
+            f"{source} is not a readable PNG image ({_reason(error)}); remove it or get the archive again"
+        ) from error
     raise BadInput(f"{source} has {size[0]} x {size[1]} pixels, not {SIDE} x {SIDE}; it is not an Omniglot image")
 
 

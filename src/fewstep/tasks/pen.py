@@ -11,8 +11,13 @@ _SPACING = 2.4  # points for each pixel of chord: half a pixel apart on ordinary
 _MARGIN = 4  # pixels around a page that catch ink beyond its edge
 
 
-def draw_curves(points: NDArray[np.float32], segments: NDArray[np.int64], smooth: NDArray[np.float32],
-                radius: NDArray[np.float32], size: int) -> NDArray[np.uint8]:
+def draw_curves(
+    points: NDArray[np.float32],
+    segments: NDArray[np.int64],
+    smooth: NDArray[np.float32],
+    radius: NDArray[np.float32],
+    size: int,
+) -> NDArray[np.uint8]:
     """Pages with the ink of their strokes: 255 on the line, 0 on paper, grey across half a pixel at its edge.
 
     Equation: a stroke is the cubic Hermite chain through its control points p_i with tangents s (p_{i+1} - p_{i-1}):
@@ -50,8 +55,11 @@ def draw_curves(points: NDArray[np.float32], segments: NDArray[np.int64], smooth
         chosen = np.flatnonzero(groups == group)
         t = (np.arange(4 * group, dtype=np.float32) / np.float32(4 * group - 1))[:, None]
         u = 1 - t
-        path = (u * u * (1 + 2 * t) * start[chosen, None] + t * t * (3 - 2 * t) * end[chosen, None]
-                + t * u * (u * leave[chosen, None] - t * arrive[chosen, None]))
+        path = (
+            u * u * (1 + 2 * t) * start[chosen, None]
+            + t * t * (3 - 2 * t) * end[chosen, None]
+            + t * u * (u * leave[chosen, None] - t * arrive[chosen, None])
+        )
         on = page[chosen].repeat(4 * group)
         _stamp(canvas, path.astype(np.float32, copy=False).reshape(-1, 2), on, radius[on], window, side)
     pages = canvas.reshape(len(points), side, side)
@@ -59,8 +67,14 @@ def draw_curves(points: NDArray[np.float32], segments: NDArray[np.int64], smooth
     return np.ascontiguousarray(pages[:, edge : edge + size, edge : edge + size])
 
 
-def _stamp(canvas: NDArray[np.uint8], path: NDArray[np.float32], page: NDArray[np.int64], radius: NDArray[np.float32],
-           window: int, side: int) -> None:
+def _stamp(
+    canvas: NDArray[np.uint8],
+    path: NDArray[np.float32],
+    page: NDArray[np.int64],
+    radius: NDArray[np.float32],
+    window: int,
+    side: int,
+) -> None:
     """Round dots at the points of a path, each in a small window of pixels; where dots meet the darker one stays."""
     half = window // 2
     shifted = path + np.float32(_MARGIN + half)

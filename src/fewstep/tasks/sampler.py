@@ -71,20 +71,32 @@ class ClassSampler:
         ((3, 5, 1, 8, 8), [0, 0, 1, 1, 2, 2, 3, 3, 4, 4])
     """
 
-    def __init__(self, data: ClassData, ways: int, shots: int, queries: int, seed: int, rotate: bool = False,
-                 values: PixelValues | None = None, split: str = "given") -> None:
+    def __init__(
+        self,
+        data: ClassData,
+        ways: int,
+        shots: int,
+        queries: int,
+        seed: int,
+        rotate: bool = False,
+        values: PixelValues | None = None,
+        split: str = "given",
+    ) -> None:
         check_sizes(ways, shots, queries)
         if not 0 <= seed < SEED_LIMIT:
             raise BadInput(f"seed is {seed}; it must lie between 0 and 2^64 - 1")
         if ways > len(data):
-            raise BadInput(f"the {split} split has {len(data)} classes, too few for {ways} ways; ask for fewer ways or "
-                           "add classes")
+            raise BadInput(
+                f"the {split} split has {len(data)} classes, too few for {ways} ways; ask for fewer ways or add classes"
+            )
         short = np.flatnonzero(data.counts < shots + queries)
         if len(short):
             worst = int(short[np.argmin(data.counts[short])])
             also = f"; {len(short)} of {len(data)} classes are short" if len(short) > 1 else ""
-            raise BadInput(f"class {data.names[worst]!r} of the {split} split has {data.counts[worst]} images; shots + "
-                           f"queries needs {shots + queries}{also}; ask for fewer or add images")
+            raise BadInput(
+                f"class {data.names[worst]!r} of the {split} split has {data.counts[worst]} images; shots + "
+                f"queries needs {shots + queries}{also}; ask for fewer or add images"
+            )
         if rotate:
             require_square(data.images)
         self.data, self.ways, self.shots, self.queries, self.seed = data, ways, shots, queries, seed
@@ -113,15 +125,24 @@ class ClassSampler:
             if len(chosen):
                 pixels[chosen] = np.rot90(pixels[chosen], k, (3, 4))
         tasks = torch.from_numpy(pixels).view(count, self.ways, -1, *images.shape[1:])
-        return TaskBatch(self.values(tasks[:, :, : self.shots].flatten(1, 2)),
-                         self._support_y.expand(count, -1).clone(),
-                         self.values(tasks[:, :, self.shots :].flatten(1, 2)),
-                         self._query_y.expand(count, -1).clone())
+        return TaskBatch(
+            self.values(tasks[:, :, : self.shots].flatten(1, 2)),
+            self._support_y.expand(count, -1).clone(),
+            self.values(tasks[:, :, self.shots :].flatten(1, 2)),
+            self._query_y.expand(count, -1).clone(),
+        )
 
     def describe(self) -> dict[str, object]:
         """The sizes and options of the tasks, fit for JSON."""
-        return {"ways": self.ways, "shots": self.shots, "queries": self.queries, "seed": self.seed,
-                "rotate": self.rotate, "values": asdict(self.values), **self.data.describe()}
+        return {
+            "ways": self.ways,
+            "shots": self.shots,
+            "queries": self.queries,
+            "seed": self.seed,
+            "rotate": self.rotate,
+            "values": asdict(self.values),
+            **self.data.describe(),
+        }
 
 
 def check_sizes(ways: int, shots: int, queries: int) -> None:

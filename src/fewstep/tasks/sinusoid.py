@@ -14,9 +14,15 @@ from fewstep.tasks.randomness import bits, uniform
 from fewstep.tasks.source import Tasks
 
 
-def sinusoid(shots: int = 10, queries: int = 10, seed: int = 0, evaluation_queries: int | None = None,
-             amplitude: tuple[float, float] = (0.1, 5.0), phase: tuple[float, float] = (0.0, float(np.pi)),
-             inputs: tuple[float, float] = (-5.0, 5.0)) -> Tasks:
+def sinusoid(
+    shots: int = 10,
+    queries: int = 10,
+    seed: int = 0,
+    evaluation_queries: int | None = None,
+    amplitude: tuple[float, float] = (0.1, 5.0),
+    phase: tuple[float, float] = (0.0, float(np.pi)),
+    inputs: tuple[float, float] = (-5.0, 5.0),
+) -> Tasks:
     """Tasks of regressing one sine wave from a few of its points.
 
     Equation: y = A sin(x - phi), with A, phi drawn once a task and x once a point, all uniformly.
@@ -46,11 +52,18 @@ def sinusoid(shots: int = 10, queries: int = 10, seed: int = 0, evaluation_queri
         if not (np.isfinite([low, high]).all() and low <= high):
             raise BadInput(f"{name} runs from {low} to {high}; give finite bounds, the lower one first")
 
-    description = {"name": "sinusoid", "shots": shots, "queries": queries, "evaluation_queries": later, "seed": seed,
-                   "options": {name: list(pair) for name, pair in bounds.items()}}
+    description = {
+        "name": "sinusoid",
+        "shots": shots,
+        "queries": queries,
+        "evaluation_queries": later,
+        "seed": seed,
+        "options": {name: list(pair) for name, pair in bounds.items()},
+    }
     train, validation, test = (
         _Waves(one_seed, shots, size, amplitude, phase, inputs)
-        for one_seed, size in ((seed, queries), (VALIDATION_SEED, later), (TEST_SEED, later)))
+        for one_seed, size in ((seed, queries), (VALIDATION_SEED, later), (TEST_SEED, later))
+    )
     return Tasks(train, validation, test, description)
 
 

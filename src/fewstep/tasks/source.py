@@ -47,8 +47,10 @@ class Tasks:
     def __post_init__(self) -> None:
         for name in SPLITS:
             if not callable(getattr(self, name)):
-                raise BadInput(f"Tasks.{name} must be a function from task numbers to a TaskBatch, "
-                               f"not {type(getattr(self, name)).__name__}")
+                raise BadInput(
+                    f"Tasks.{name} must be a function from task numbers to a TaskBatch, "
+                    f"not {type(getattr(self, name)).__name__}"
+                )
 
     def split(self, name: str) -> TaskFunction:
         """The function of one split: train, validation or test."""

@@ -21,18 +21,20 @@ _APART = 0.3  # that distance, squared, between the middles of two strokes
 _STROKE_COUNTS = (0.16, 0.56, 0.86)  # cumulative chances of 1, 2 and 3 strokes
 # A stroke walks in pieces, turning after each by an angle given as the tangent of its half; from piece `switch` on the
 # turn is multiplied by `then`. Pairs are the least and the most.
-_KINDS = np.array([
-    # chance pieces  turn        switch then         first last length      smooth
-    [0.17, 2, 2, 0.00, 0.07, 9, 1.00, 1.00, 1.0, 1.0, 0.42, 0.80, 0.5],  # line, hardly bent
-    [0.18, 3, 5, 0.14, 0.34, 9, 1.00, 1.00, 1.0, 1.0, 0.30, 0.46, 0.5],  # arc
-    [0.08, 6, 6, 0.53, 0.62, 9, 1.00, 1.00, 1.0, 1.0, 0.26, 0.40, 0.5],  # loop
-    [0.11, 7, 8, 0.50, 0.60, 4, -0.6, 0.20, 1.0, 1.3, 0.22, 0.34, 0.5],  # loop with a tail
-    [0.13, 5, 7, 0.30, 0.55, 3, -1.3, -0.8, 1.0, 1.0, 0.24, 0.36, 0.5],  # wave
-    [0.11, 5, 6, 0.32, 0.58, 9, 1.00, 1.00, 3.0, 1.0, 0.22, 0.32, 0.5],  # stem, then a curl
-    [0.08, 5, 6, 0.32, 0.58, 3, 0.00, 0.40, 1.0, 3.0, 0.22, 0.32, 0.5],  # curl, then a stem
-    [0.08, 2, 4, 0.75, 1.50, 1, -1.2, -0.8, 1.0, 1.0, 0.50, 0.85, 0.0],  # zigzag
-    [0.10, 2, 4, 0.85, 1.10, 9, 1.00, 1.00, 1.0, 1.0, 0.50, 0.85, 0.0],  # corners of a box
-])
+_KINDS = np.array(
+    [
+        # chance pieces  turn        switch then         first last length      smooth
+        [0.17, 2, 2, 0.00, 0.07, 9, 1.00, 1.00, 1.0, 1.0, 0.42, 0.80, 0.5],  # line, hardly bent
+        [0.18, 3, 5, 0.14, 0.34, 9, 1.00, 1.00, 1.0, 1.0, 0.30, 0.46, 0.5],  # arc
+        [0.08, 6, 6, 0.53, 0.62, 9, 1.00, 1.00, 1.0, 1.0, 0.26, 0.40, 0.5],  # loop
+        [0.11, 7, 8, 0.50, 0.60, 4, -0.6, 0.20, 1.0, 1.3, 0.22, 0.34, 0.5],  # loop with a tail
+        [0.13, 5, 7, 0.30, 0.55, 3, -1.3, -0.8, 1.0, 1.0, 0.24, 0.36, 0.5],  # wave
+        [0.11, 5, 6, 0.32, 0.58, 9, 1.00, 1.00, 3.0, 1.0, 0.22, 0.32, 0.5],  # stem, then a curl
+        [0.08, 5, 6, 0.32, 0.58, 3, 0.00, 0.40, 1.0, 3.0, 0.22, 0.32, 0.5],  # curl, then a stem
+        [0.08, 2, 4, 0.75, 1.50, 1, -1.2, -0.8, 1.0, 1.0, 0.50, 0.85, 0.0],  # zigzag
+        [0.10, 2, 4, 0.85, 1.10, 9, 1.00, 1.00, 1.0, 1.0, 0.50, 0.85, 0.0],  # corners of a box
+    ]
+)
 _LINE = 0
 # Pens start rightwards and downwards more often than not.
 _HEADINGS = np.array([(1, 0), (1, 0), (1, 0), (0, 1), (0, 1), (0, 1), (1, 1), (-1, 1), (1, -1), (-1, 0)], np.float64)
@@ -101,8 +103,9 @@ def _walk(keys: NDArray[np.uint64], kinds: NDArray[np.float64], segments: NDArra
     return points - (points.min(axis=-2, keepdims=True) + points.max(axis=-2, keepdims=True)) / 2
 
 
-def _arrange(classes: NDArray[np.int64], shapes: NDArray[np.float64],
-             segments: NDArray[np.int64]) -> NDArray[np.float64]:
+def _arrange(
+    classes: NDArray[np.int64], shapes: NDArray[np.float64], segments: NDArray[np.int64]
+) -> NDArray[np.float64]:
     """Strokes in their places: mostly joined to a point of an earlier stroke, some on their own."""
     points, rows = shapes.copy(), np.arange(len(classes))
     centres = np.zeros((len(classes), STROKES, 2))
@@ -149,8 +152,9 @@ def _turned(vector: NDArray[np.float64], tangent: NDArray[np.float64]) -> NDArra
     """A rotation by the angle whose half has this tangent; rational, so exact where sines are not."""
     square = tangent * tangent
     cosine, sine = (1 - square) / (1 + square), 2 * tangent / (1 + square)
-    return np.stack([cosine * vector[..., 0] - sine * vector[..., 1],
-                     sine * vector[..., 0] + cosine * vector[..., 1]], axis=-1)
+    return np.stack(
+        [cosine * vector[..., 0] - sine * vector[..., 1], sine * vector[..., 0] + cosine * vector[..., 1]], axis=-1
+    )
 
 
 def _count_below(values: NDArray[np.float64], limits: object) -> NDArray[np.int64]:

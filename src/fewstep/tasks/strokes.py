@@ -20,8 +20,13 @@ _EDGE = 0.86  # nobody writes beyond the page, which runs from -1 to 1
 _CHUNK = 256  # images drawn together; their working arrays stay in the cache
 
 
-def strokes(classes: tuple[int, int, int] = (800, 100, 200), drawers: int = 20, image_size: int = 28, seed: int = 0,
-            rotations: str = "task") -> ImageDataset:
+def strokes(
+    classes: tuple[int, int, int] = (800, 100, 200),
+    drawers: int = 20,
+    image_size: int = 28,
+    seed: int = 0,
+    rotations: str = "task",
+) -> ImageDataset:
     """Characters made of one to four pen strokes, written by drawers who each have a hand of their own.
 
     A class is a small program (kinds of strokes, where they start, how they join); an image is that program in one
@@ -47,8 +52,9 @@ def strokes(classes: tuple[int, int, int] = (800, 100, 200), drawers: int = 20, 
     if rotations not in ROTATIONS:
         raise unknown("option for rotations of strokes,", str(rotations), ROTATIONS)
     if len(classes) != 3 or not all(_whole(count, 1, _SPAN) for count in classes):
-        raise BadInput(f"classes is {classes!r}; it must be three whole numbers of at least 1, for training, "
-                       "validation and test")
+        raise BadInput(
+            f"classes is {classes!r}; it must be three whole numbers of at least 1, for training, validation and test"
+        )
     if not _whole(drawers, 1, 2**31):
         raise BadInput(f"drawers is {drawers!r}; it must be a whole number of at least 1")
     if not _whole(seed, 0, _SPAN - 1):
@@ -61,14 +67,23 @@ def strokes(classes: tuple[int, int, int] = (800, 100, 200), drawers: int = 20, 
         names = tuple(f"character {number}" for number in numbers.tolist())
         data = ClassData(images, np.arange(count) * drawers, np.full(count, drawers), names)
         splits.append(data.rotated() if rotations == "classes" else data)
-    options = {"classes": list(classes), "drawers": drawers, "image_size": image_size, "seed": seed,
-               "rotations": rotations}
+    options = {
+        "classes": list(classes),
+        "drawers": drawers,
+        "image_size": image_size,
+        "seed": seed,
+        "rotations": rotations,
+    }
     train, validation, test = splits
     return ImageDataset("strokes", train, validation, test, rotate=rotations == "task", options=options)
 
 
-def draw(class_ids: Sequence[int] | NDArray[np.int64], drawer_ids: Sequence[int] | NDArray[np.int64],
-         sample_seed: int = 0, image_size: int = 28) -> torch.Tensor:
+def draw(
+    class_ids: Sequence[int] | NDArray[np.int64],
+    drawer_ids: Sequence[int] | NDArray[np.int64],
+    sample_seed: int = 0,
+    image_size: int = 28,
+) -> torch.Tensor:
     """One image for each pair of a class and a drawer: (n, 1, image_size, image_size) uint8, 255 is ink.
 
     Another `sample_seed` is the same hand writing the same character once more.
@@ -115,8 +130,9 @@ def _draw(classes: NDArray[np.int64], drawers: NDArray[np.int64], sample_seed: i
     x, y = points[..., 0], points[..., 1]
     a, b, c, d = (value[:, None, None] for value in (slant, scale, aspect, tilt))
     wide, high = b * c * (x - a * y), b / c * y
-    placed = np.stack([wide - d * high + 0.1 * chance[:, 4, None, None],
-                       high + d * wide + 0.1 * chance[:, 5, None, None]], axis=-1)
+    placed = np.stack(
+        [wide - d * high + 0.1 * chance[:, 4, None, None], high + d * wide + 0.1 * chance[:, 5, None, None]], axis=-1
+    )
     corners = placed.reshape(len(classes), -1, 2)
     low, high = corners.min(axis=1), corners.max(axis=1)
     fit = np.minimum(2 * _EDGE / (high - low).max(axis=1, keepdims=True), 1)

@@ -178,7 +178,7 @@ def _outputs(
     """Query outputs (B, passes, Q, …): after each inner step, or the last; then alone, where asked for."""
     inner.forward.train_like(None)
 
-    def task(sx: Any, sy: Tensor, qx: Any, gradient: Gradient) -> Iterator[Tensor]:
+    def task(gradient: Gradient, sx: Any, sy: Tensor, qx: Any) -> Iterator[Tensor]:
         for state in inner.adapt(meta, sx, sy, steps, gradient):
             if every_step or state.step == steps:
                 yield inner.predict(meta, state, sx, qx)
@@ -187,9 +187,9 @@ def _outputs(
 
     parts = (batch.support_x, batch.support_y, batch.query_x)
     if learner.chosen_strategy(batch) == "vectorized":
-        return torch.func.vmap(lambda *part: torch.stack(list(task(*part, transformed_first_order))))(*parts)
+        return torch.func.vmap(lambda *part: torch.stack(list(task(transformed_first_order, *part))))(*parts)
     each = (tree_map(lambda t, i=i: t[i], parts) for i in range(len(batch)))
-    return torch.stack([torch.stack(list(task(*part, first_order))) for part in each])
+    return torch.stack([torch.stack(list(task(first_order, *part))) for part in each])
 
 
 def _judge(learner: Learner, outputs: Tensor, targets: Tensor) -> Tensor:

@@ -1,10 +1,10 @@
 """A run directory: what a training was asked for, where it ran, what it measured, and its checkpoints.
 
-    config.json          the resolved configuration; another one is refused
-    environment.json     versions, machine, threads
-    metrics.jsonl        one JSON record a line: `train` several times an epoch, `validation` once
-    checkpoints/         last.safetensors, and one file for each of the best validation epochs
-    score.json           what `fewstep evaluate` measured last
+config.json          the resolved configuration; another one is refused
+environment.json     versions, machine, threads
+metrics.jsonl        one JSON record a line: `train` several times an epoch, `validation` once
+checkpoints/         last.safetensors, and one file for each of the best validation epochs
+score.json           what `fewstep evaluate` measured last
 """
 
 import json
