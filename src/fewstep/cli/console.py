@@ -24,9 +24,9 @@ class TrainingProgress:
         if sys.stdout.isatty():
             text = "epoch {task.fields[epoch]} · {task.fields[loss]}{task.fields[speed]} · rate {task.fields[rate]}"
             self._bar = Progress(
-                BarColumn(None), MofNCompleteColumn(), TextColumn(text), TimeRemainingColumn(), console=console
+                BarColumn(None), MofNCompleteColumn(), TextColumn(text), TimeRemainingColumn(), TextColumn("left"), console=console
             )
-            self._task = self._bar.add_task("", total=None, epoch="–", loss="", speed="", rate="–")
+            self._task = self._bar.add_task("", total=None, epoch="–", loss="starting", speed="", rate="–")
         self._started = time.perf_counter()
         self._first: int | None = None  # outer steps done before this process
 
