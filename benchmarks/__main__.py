@@ -123,8 +123,8 @@ def sampling(rounds: int) -> list[dict[str, object]]:
         draw, step = [], []
         for i in range(rounds):
             batch = tasks.train(range(8 * i, 8 * i + 8))
-            draw += [timed(lambda i=i: tasks.train(range(8 * i, 8 * i + 8))) for _ in range(5)]
-            step.append(timed(lambda batch=batch: learner.meta_gradient(batch)))
+            draw += [timed(lambda i=i, tasks=tasks: tasks.train(range(8 * i, 8 * i + 8))) for _ in range(5)]
+            step.append(timed(lambda batch=batch, learner=learner: learner.meta_gradient(batch)))
         a, b = statistics.median(draw), statistics.median(step)
         print(f"     {ways:2}-way       {a * 1e3:7.2f} ms of {b:.3f} s: {a / b:.2%}")
         rows.append({"ways": ways, "draw": a, "step": b, "share": a / b})

@@ -35,7 +35,9 @@ def conv_learner(method, ways=3, filters=3, size=16, strategy="auto", **options)
     learner = fewstep.Learner(model, method, F.cross_entropy, strategy)
     with torch.no_grad():
         for name, p in learner.meta_parameters().items():
-            if not name.startswith("rates.") and (".norm." in name or name.endswith("bias")):
+            if name.startswith("rates."):
+                p.mul_(1 + 0.2 * torch.randn_like(p))  # every row and entry another one
+            elif ".norm." in name or name.endswith("bias"):
                 p.add_(0.2 * torch.randn_like(p))
     return learner
 

@@ -41,7 +41,7 @@ def test_training_prints_plain_lines_and_says_what_is_next(run):
     assert re.search(r"step 3/6: loss \d.\d+ · query accuracy .*tasks/s · outer rate .*left", output)
     assert re.search(r"epoch 2: validation \d+.\d\d% ± \d+.\d\d% on 4 tasks", output)
     assert "\x1b" not in output
-    assert f"next fewstep evaluate {directory}" in output
+    assert f"next python -m fewstep.cli.main evaluate {directory}" in output
     assert (directory / "report.html").stat().st_size > 1e6
 
 
@@ -149,6 +149,37 @@ def test_bad_input_is_one_sentence(tmp_path, run):
     assert "count is 0" in sentence(fewstep("evaluate", directory, "--count", 0))
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--tasks", "-1"], "tasks in a meta-batch is -1; it must be at least 1"),
+        (["--epochs", "0"], "the number of epochs is 0"),
+        (["--queries", "0"], "queries is 0; it must be at least 1"),
+        (["--ways", "1"], "ways is 1; it must be at least 2"),
+        (["--steps", "-1"], "steps is -1"),
+        (["--threads", "0"], "threads is 0"),
+        (["--inner-rate", "nan"], "a rate must be a finite number"),
+        (["--clamp", "nan"], "it must be positive"),
+        (["--seed", "-1"], "seed is -1"),
+        (["--seed", "100000000000000000000"], "seed is 100000000000000000000"),
+        (["--directory", "a-file"], "a-file"),
+        (["--directory", "a-file/sub"], "a-file"),
+        (["--data", "sinusoid", "--rotations", "task"], "--rotations is an option"),
+        (["--data", "omniglot", "--data-dir", "a-file"], "a-file"),
+    ],
+)
+def test_values_out_of_range_are_one_sentence(tmp_path, arguments, message):
+    (tmp_path / "a-file").write_text("text")
+    small = ["--filters", "2", "--epochs", "1", "--iterations", "1", "--threads", "1"]
+    assert message in sentence(fewstep("train", "maml", *small, *arguments, cwd=tmp_path))
+
+
+def test_evaluate_refuses_what_makes_no_sense(run):
+    directory, _ = run
+    assert "ensemble is 0" in sentence(fewstep("evaluate", directory, "--ensemble", 0))
+    assert "steps is -1" in sentence(fewstep("evaluate", directory, "--steps", -1))
+
+
 def test_a_damaged_checkpoint_is_named(run, tmp_path):
     directory, _ = run
     import shutil
@@ -173,7 +204,7 @@ def test_an_interrupted_training_saves_and_prints_how_to_resume(tmp_path, number
     output, error = process.communicate(timeout=60)
     assert process.returncode == 130, (output, error)
     assert "Traceback" not in error
-    command = re.search(r"Resume with:\n +fewstep (.*)", output)[1]
+    command = re.search(r"Resume with:\n +python -m fewstep.cli.main (.*)", output)[1]
     assert command == " ".join(arguments)
     step = int(re.search(r"stopped after outer step (\d+) of 800", output)[1])
     resumed = subprocess.Popen([sys.executable, "-m", "fewstep.cli.main", *arguments], cwd=tmp_path, text=True,

@@ -212,3 +212,68 @@ def test_evaluation_keeps_no_graph():
     learner, batch = conv_learner(fewstep.preset("maml")), images()
     predictor = learner.adapt(batch.support_x[0], batch.support_y[0])
     assert all(not p.requires_grad and p.grad_fn is None for p in predictor.parameters.values())
+
+
+class Counting(nn.Module):
+    """A module that writes to its buffer in training, as spectral norms and moving averages do."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 3)
+        self.register_buffer("mean", torch.zeros(4))
+
+    def forward(self, x):
+        if self.training:
+            self.mean.lerp_(x.detach().mean(0), 0.5)
+        return self.linear(x - self.mean)
+
+
+def test_tasks_do_not_meet_in_a_modules_buffers():
+    learner, batch = fewstep.Learner(Counting().double(), fewstep.preset("maml"), strategy="loop"), vectors()
+    losses = learner.meta_gradient(batch).task_losses
+    turned = fewstep.TaskBatch(*(t.flip(0) for t in (batch.support_x, batch.support_y, batch.query_x, batch.query_y)))
+    assert torch.equal(losses.flip(0), learner.meta_gradient(turned).task_losses)
+    assert torch.equal(learner.model.mean, torch.zeros(4, dtype=torch.float64))
+
+
+def test_auto_goes_on_by_loop_where_vmap_cannot_take_the_model():
+    class Recurrent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gru, self.head = nn.GRU(2, 4, batch_first=True), nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.head(self.gru(x.reshape(len(x), 2, 2))[0][:, -1])
+
+    learner, batch = fewstep.Learner(Recurrent().double(), fewstep.preset("maml", steps=1)), vectors()
+    assert learner.chosen_strategy(batch) == "vectorized"
+    auto = learner.meta_gradient(batch).gradients
+    assert relative(auto, learner.meta_gradient(batch, strategy="loop").gradients) == 0.0
+    assert learner.chosen_strategy(batch) == "loop"
+    assert fewstep.evaluate(learner, lambda _: batch, count=3).count == 3
+    with pytest.raises(fewstep.BadInput, match=r"cannot run vectorized .*; use strategy loop"):
+        learner.meta_gradient(batch, strategy="vectorized")
+
+
+def test_dense_labels_count_their_classes_along_the_second_axis():
+    model = nn.Conv1d(1, 3, 1)
+    x, y = torch.randn(2, 4, 1, 7), torch.randint(0, 3, (2, 4, 7))
+    learner, batch = fewstep.Learner(model, fewstep.preset("maml")), fewstep.TaskBatch(x, y, x, y)
+    assert learner.meta_gradient(batch).query_logits.shape == (2, 4, 3, 7)
+    score = fewstep.evaluate(learner, lambda _: batch, count=2)
+    expected = (learner.adapt(x[0], y[0])(x[0]).argmax(1) == y[0]).double().mean().item()
+    assert score.per_task[0] == pytest.approx(expected)
+
+
+def test_bad_arguments_of_adapt():
+    learner, batch = mlp_learner(fewstep.preset("maml")), vectors()
+    task = batch.support_x[0], batch.support_y[0]
+    with pytest.raises(fewstep.BadInput, match="unknown statistics 'runing'; did you mean 'running'"):
+        learner.adapt(*task, statistics="runing")
+    with pytest.raises(fewstep.BadInput, match="steps is -1"):
+        learner.adapt(*task, steps=-1)
+
+
+def test_per_step_norm_weights_cannot_be_adapted_as_well():
+    with pytest.raises(fewstep.BadInput, match="lets the inner loop adapt norm weights"):
+        conv_learner(fewstep.preset("maml++", adapted=fewstep.methods.All()))

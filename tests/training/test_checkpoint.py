@@ -68,7 +68,10 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(fewstep.BadInput, match=r"cannot save .*x: No space left on device; the previous one is intact"):
+    with pytest.raises(
+        fewstep.BadInput,
+        match=r"cannot save .*x: No space left on device; the previous one is intact. To go on, make room",
+    ):
         write_atomically(tmp_path / "x", b"new")
     assert (tmp_path / "x").read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["x"]

@@ -65,17 +65,20 @@ def test_each_query_alone_is_the_predictors_own_accuracy():
     assert score.per_query == pytest.approx(sum(values) / 6)
 
 
-def test_the_ensemble_averages_logits():
-    learner = mlp_learner(fewstep.preset("maml"))
-    other = mlp_learner(fewstep.preset("maml"))
+def test_the_ensemble_averages_logits_not_probabilities():
+    """A confident member outweighs a hesitant one, which an average of probabilities would not let it."""
+    learner, other = mlp_learner(fewstep.preset("maml")), mlp_learner(fewstep.preset("maml"))
     with torch.no_grad():
-        other.model.head.weight.mul_(-3)
-    batch = vectors(tasks=1)
-    members = [learner.frozen(), other.frozen()]
-    score = fewstep.evaluate(learner, lambda _: batch, count=1, members=members)
-    logits = [m.adapt(batch.support_x[0], batch.support_y[0])(batch.query_x[0]) for m in (learner, other)]
-    expected = ((logits[0] + logits[1]).argmax(-1) == batch.query_y[0]).double().mean().item()
-    assert score.accuracy == pytest.approx(expected)
+        other.model.head.weight.mul_(-30)
+    batch = vectors(tasks=8, queries=20)
+    score = fewstep.evaluate(learner, lambda _: batch, count=8, members=[learner.frozen(), other.frozen()])
+    by = {"logits": [], "probabilities": []}
+    for x, y, qx, qy in zip(batch.support_x, batch.support_y, batch.query_x, batch.query_y, strict=True):
+        logits = [m.adapt(x, y)(qx) for m in (learner, other)]
+        for name, values in (("logits", logits), ("probabilities", [t.softmax(-1) for t in logits])):
+            by[name].append((sum(values).argmax(-1) == qy).double().mean().item())
+    assert score.per_task == pytest.approx(by["logits"])
+    assert by["logits"] != by["probabilities"]
 
 
 def test_the_same_tasks_for_every_run_seed():

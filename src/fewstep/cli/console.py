@@ -1,5 +1,7 @@
 """What a training shows: one progress bar on a terminal, plain lines elsewhere."""
 
+import os
+import shutil
 import sys
 import time
 from types import TracebackType
@@ -10,6 +12,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 console = Console(highlight=False, soft_wrap=True)
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def program() -> str:
+    """How this command was called, so that a printed command can be pasted."""
+    called = sys.argv[0]
+    if called.endswith(".py"):
+        return "python -m fewstep.cli.main"
+    on_path = shutil.which("fewstep")
+    return "fewstep" if on_path and os.path.realpath(on_path) == os.path.realpath(called) else called
 
 
 def fraction(value: float | None) -> str:
@@ -24,7 +35,12 @@ class TrainingProgress:
         if sys.stdout.isatty():
             text = "epoch {task.fields[epoch]} · {task.fields[loss]}{task.fields[speed]} · rate {task.fields[rate]}"
             self._bar = Progress(
-                BarColumn(None), MofNCompleteColumn(), TextColumn(text), TimeRemainingColumn(), TextColumn("left"), console=console
+                BarColumn(None),
+                MofNCompleteColumn(),
+                TextColumn(text),
+                TimeRemainingColumn(),
+                TextColumn("left"),
+                console=console,
             )
             self._task = self._bar.add_task("", total=None, epoch="–", loss="starting", speed="", rate="–")
         self._started = time.perf_counter()
@@ -77,3 +93,27 @@ class TrainingProgress:
 def _numbers(record: dict[str, Any]) -> str:
     accuracy = "" if record["accuracy"] is None else f"query accuracy {fraction(record['accuracy'])} · "
     return f"loss {record['loss']:.4f} · {accuracy}"
+
+
+class Tasks:
+    """A `watch` for `fewstep.evaluate`: a bar of tasks done, on a terminal only."""
+
+    def __init__(self, total: int) -> None:
+        self._progress = Progress(
+            TextColumn("evaluating"), BarColumn(None), MofNCompleteColumn(), TimeRemainingColumn(),
+            console=errors, transient=True, disable=not sys.stderr.isatty(),
+        )  # fmt: skip
+        self._task = self._progress.add_task("", total=total)
+        self._last = 0
+
+    def __enter__(self) -> "Tasks":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def __call__(self, done: int) -> None:
+        """`done` counts from one again at the next evaluation."""
+        self._progress.advance(self._task, done - self._last if done > self._last else done)
+        self._last = done

@@ -36,7 +36,8 @@ class Data:
         if self.name not in DATASETS:
             raise unknown("data set", self.name, DATASETS)
         if self.name != "omniglot":
-            console.print(f"{self.name} is made, not read: there is nothing to {self.action}")
+            message = f"{self.name} is made, not read: there is nothing to {self.action}"
+            print(json.dumps({"name": self.name, "note": message}) if self.format == "json" else message)
             return 0
         if self.action == "fetch":
             target = self.data_dir or os.environ.get("FEWSTEP_DATA") or "data"
@@ -62,6 +63,6 @@ class Data:
             console.print(f"{name:10} {description}", markup=False)
         try:
             console.print(f"\nomniglot is here: {check(self.data_dir)['place']}", markup=False)
-        except BadInput:
-            console.print("\nomniglot is not here yet: fewstep data fetch omniglot --data-dir data")
+        except BadInput as error:
+            console.print(f"\n{error}", markup=False)
         return 0

@@ -28,7 +28,7 @@ class Doctor:
     """json prints JSON alone."""
 
     def run(self) -> int:
-        found: dict[str, Any] = {k: v for k, v in environment().items() if k != "command"}
+        found: dict[str, Any] = {k: v for k, v in environment("cpu").items() if k != "command"}
         devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
         found["devices"] = ["cpu", *devices]
         missing = {}

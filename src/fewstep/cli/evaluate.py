@@ -7,8 +7,9 @@ from typing import Any, Literal
 
 from tyro.conf import Positional
 
-from fewstep.cli.console import console, fraction
+from fewstep.cli.console import Tasks, console, fraction, program
 from fewstep.cli.machine import prepare
+from fewstep.errors import BadInput
 from fewstep.reporting.page import write_page
 from fewstep.training.evaluation import Score, evaluate
 from fewstep.training.experiment import load_run
@@ -48,12 +49,16 @@ class Evaluate:
         run = Run(self.directory)
         learner, tasks = load_run(self.directory, self.data_dir)
         options: dict[str, Any] = {"split": self.split, "steps": self.steps, "statistics": self.statistics}
-        single = evaluate(learner, tasks, self.count, **options)
-        size = min(self.ensemble or learner.method.recipe.ensemble, len(run.best()))
-        many = None
-        if size > 1:
-            members = run.ensemble(learner, size)
-            many = evaluate(learner, tasks, self.count, **options, members=members, every_step=False, per_query=False)
+        wanted = learner.method.recipe.ensemble if self.ensemble is None else self.ensemble
+        if wanted < 1:
+            raise BadInput(f"ensemble is {wanted}; average the logits of at least one epoch")
+        size = min(wanted, len(run.best()))
+        with Tasks(self.count * (1 + (size > 1))) as watch:
+            single = evaluate(learner, tasks, self.count, **options, watch=watch)
+            many = None
+            if size > 1:
+                options |= {"members": run.ensemble(learner, size), "every_step": False, "per_query": False}
+                many = evaluate(learner, tasks, self.count, **options, watch=watch)
         record = {
             "run": str(self.directory),
             "split": self.split,
@@ -62,15 +67,17 @@ class Evaluate:
             "ensemble": many.to_json() if many else None,
             "interval": "95 % over tasks, 1.96 · std / √count",
         }
-        run.write_score(record)
-        page = write_page(run)
+        # Shown before it is written: a measurement takes minutes, and the folder may be read-only.
         if self.format == "json":
             print(json.dumps(record))
         else:
             _print(single, many, self.split, learner.has_batch_norm)
+        run.write_score(record)
+        page = write_page(run)
+        if self.format == "text":
             console.print(f"run  {run.directory}\npage {page}")
-            console.print(f"next fewstep presets {learner.method.name}   (what was trained)")
-            console.print("     fewstep train maml++ --help   (your own settings and data)")
+            console.print(f"next {program()} presets {learner.method.name}   (what was trained)")
+            console.print(f"     {program()} train maml++ --help   (your own settings and data)")
         return 0
 
 

@@ -5,6 +5,8 @@ import sys
 
 import torch
 
+from fewstep.errors import BadInput
+
 
 def prepare(threads: int | None = None) -> None:
     """Set threads, and keep freed memory in the process.
@@ -13,6 +15,8 @@ def prepare(threads: int | None = None) -> None:
     84×84 workloads.
     """
     if threads is not None:
+        if threads < 1:
+            raise BadInput(f"threads is {threads}; it must be at least 1")
         torch.set_num_threads(threads)
     if sys.platform == "linux":
         try:

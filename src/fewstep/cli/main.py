@@ -43,6 +43,9 @@ def main(arguments: list[str] | None = None) -> None:
     except BadInput as error:
         errors.print(f"fewstep: {error}", markup=False)
         status = 2
+    except OSError as error:
+        errors.print(f"fewstep: {error.filename or 'the system'}: {error.strerror or error}", markup=False)
+        status = 2
     except KeyboardInterrupt:
         errors.print("fewstep: interrupted")
         status = 130

@@ -7,6 +7,8 @@ from typing import Any
 
 from fewstep.errors import BadInput, unknown
 
+POSITIONAL = {"train": "preset", "evaluate": "directory"}  # by verb: the option that is given without a flag
+
 
 def with_config(arguments: list[str], verbs: dict[str, type]) -> list[str]:
     """The arguments with a config file's options put before them, so that later ones win.
@@ -35,20 +37,18 @@ def with_config(arguments: list[str], verbs: dict[str, type]) -> list[str]:
         name = key.replace("-", "_")
         if name not in known:
             raise unknown(f"key in {path}:", key, {k.replace("_", "-") for k in known})
-        if name in ("preset", "directory") and "Positional" in str(kind.__annotations__[name]):
-            if not _positional_given(arguments[1:], kind):
+        if name == POSITIONAL.get(verb):
+            if not _positional_given(arguments[1:]):
                 positional = [str(value)]
         else:
-            laid += _flag(name, value, str(kind.__annotations__[name]), path, key)
+            laid += _flag(name, value, path, key)
     return [verb, *laid, *positional, *arguments[1:]]
 
 
-def _flag(name: str, value: Any, annotation: str, path: str, key: str) -> list[str]:
+def _flag(name: str, value: Any, path: str, key: str) -> list[str]:
     flag = f"--{name.replace('_', '-')}"
     if isinstance(value, dict | list):
         raise BadInput(f"{path}: {key} is a table or list; options are single values")
-    if isinstance(value, bool) and annotation == str(bool):
-        return [flag if value else f"--no-{flag[2:]}"]
     return [flag, str(value)]
 
 
@@ -61,12 +61,11 @@ def _value(arguments: list[str], flag: str) -> str | None:
     return None
 
 
-def _positional_given(arguments: list[str], kind: type) -> bool:
-    """Whether an argument is neither a flag nor a flag's value."""
-    switches = {f"--{f.name.replace('_', '-')}" for f in fields(kind) if str(f.type) == str(bool)}
+def _positional_given(arguments: list[str]) -> bool:
+    """Whether an argument is neither a flag nor a flag's value; every flag takes one."""
     previous = ""
     for argument in arguments:
-        takes_value = previous.startswith("--") and "=" not in previous and previous not in switches
+        takes_value = previous.startswith("--") and "=" not in previous
         if not argument.startswith("--") and not takes_value:
             return True
         previous = argument

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 from fewstep.cli.choices import Preset
-from fewstep.cli.console import TrainingProgress, console
+from fewstep.cli.console import TrainingProgress, console, program
 from fewstep.cli.machine import prepare
 from fewstep.reporting.page import write_page
 from fewstep.training.experiment import Experiment
@@ -125,10 +125,8 @@ class Train:
                     watch=progress,
                 )
         except Interrupted as stopped:
-            console.print(f"{stopped}. Resume with:\n  fewstep {shlex.join(sys.argv[1:])}")
+            console.print(f"{stopped}. Resume with:\n  {program()} {shlex.join(sys.argv[1:])}")
             return 130
         page = write_page(run)
-        best, value = run.best()[0]
-        console.print(f"best validation epoch {best + 1}: {abs(value):.4f}")
-        console.print(f"run  {run.directory}\npage {page}\nnext fewstep evaluate {run.directory}")
+        console.print(f"run  {run.directory}\npage {page}\nnext {program()} evaluate {run.directory}")
         return 0

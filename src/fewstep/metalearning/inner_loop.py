@@ -82,7 +82,7 @@ class InnerLoop(NamedTuple):
     """One task's forward passes and updates, as pure functions of `Meta`.
 
     forward: the model as a function. loss: (output, target) → scalar. adapted: names the rule updates.
-    statistics: `batch`, `running` or `support`, see `fewstep.Norm`.
+    statistics: `batch`, `running` or `support`, see `fewstep.Norm`. sharp: perturb, where the method does so.
     """
 
     forward: Functional
@@ -90,6 +90,7 @@ class InnerLoop(NamedTuple):
     method: Method
     adapted: tuple[str, ...]
     statistics: str
+    sharp: bool = True
 
     def adapt(self, meta: Meta, x: Any, y: Tensor, steps: int, gradient: Gradient) -> Iterator[Adaptation]:
         """The task's state after 0, 1, … `steps` inner steps on its support set.
@@ -107,9 +108,21 @@ class InnerLoop(NamedTuple):
                 return self.loss(output, y), seen
 
             gradients, loss, seen = gradient(support_loss, fast)
+            if self.sharp and self.method.sharpness.inner:
+                gradients = self._at_the_worst_point(support_loss, fast, gradients, gradient)
             fast = self.method.rule.update(fast, gradients, meta.rates, step)
             # A query pass after update i sees the same row i as the support pass before it.
             yield Adaptation(step + 1, view | fast, loss, seen)
+
+    def _at_the_worst_point(
+        self, support_loss: Callable, fast: Parameters, gradients: Parameters, gradient: Gradient
+    ) -> Parameters:
+        """The gradient at θ + ε, where ε is the sharpness's inner perturbation."""
+        sharpness = self.method.sharpness
+        epsilon = sharpness.perturbation(fast, gradients, sharpness.inner)
+        if sharpness.detached:
+            epsilon = {name: e.detach() for name, e in epsilon.items()}
+        return gradient(support_loss, {name: weight + epsilon[name] for name, weight in fast.items()})[0]
 
     def query_statistics(self, meta: Meta, state: Adaptation, support_x: Any) -> Statistics | None:
         """What normalises the queries of an adapted task; None is their own batch."""

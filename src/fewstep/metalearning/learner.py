@@ -1,7 +1,7 @@
 """`Learner`: a model and a method, with everything the outer loop learns."""
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -10,9 +10,12 @@ from torch.utils._pytree import tree_map
 from fewstep.errors import BadInput, unknown
 from fewstep.metalearning.functional import Functional, Moments, Statistics, norm_parameters
 from fewstep.metalearning.inner_loop import InnerLoop, Loss, Meta, Parameters, first_order
-from fewstep.metalearning.meta_gradient import STRATEGIES, Plan
+from fewstep.metalearning.meta_gradient import STRATEGIES, Plan, Result
 from fewstep.methods import Method
+from fewstep.methods.parts import Statistics as StatisticsPolicy
 from fewstep.tasks.batch import TaskBatch
+
+T = TypeVar("T")
 
 # Support values a task on a CPU below which all tasks at once are faster: small tasks are bound by call overhead, and
 # one of them does not keep several threads busy; the maps of many larger ones at once leave the cache.
@@ -86,7 +89,8 @@ class Learner(nn.Module):
         ∇_meta (1/B) Σ_b Σ_i w_i L(query_b; θ_{i+1}^b),    θ_{i+1} = rule(θ_i, ∇L(support_b; θ_i))
 
     Arguments:
-        model: any `nn.Module`; its parameters are shared, so training the learner trains the model.
+        model: any `nn.Module`; its parameters are shared, so training the learner trains the model (but for norm
+            weights that the method learns for each step).
         method: a `Method`, see `fewstep.preset`.
         loss: (output, target) → scalar mean, such as `F.cross_entropy` or `F.mse_loss`.
         strategy: `loop` (task by task), `vectorized` (all tasks at once) or `auto` (chosen by measured size).
@@ -114,6 +118,7 @@ class Learner(nn.Module):
         self.model, self.method, self.loss, self.strategy = model, method, loss, strategy
         self._forward = Functional(model)
         self._widths: dict[Any, int] = {}  # of the output, by shape of the input
+        self._loops_only = False  # vmap was tried and cannot take the model
         trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
         norms = [name for name in norm_parameters(model) if name in trainable]
         self.adapted = tuple(method.adapted(list(trainable), set(norms)))
@@ -123,6 +128,8 @@ class Learner(nn.Module):
         with torch.no_grad():
             self.rates = _Tree(method.rule.rates({n: trainable[n] for n in self.adapted}, method.steps))
             per_step = [n for n in norms if n not in self.adapted] if method.norm.affine == "per_step" else []
+            if method.norm.affine == "per_step" and norms and not per_step:
+                raise BadInput(f"norm.affine is per_step, but {method.adapted} lets the inner loop adapt norm weights")
             self.norm = _Tree({n: trainable[n].detach().expand(rows, *trainable[n].shape).clone() for n in per_step})
             anchor = next(iter(model.parameters()))
             moments = {
@@ -164,12 +171,25 @@ class Learner(nn.Module):
         return bool(self._forward.batch_norms)
 
     def frozen(self) -> Meta:
-        """Everything a task starts from, without a graph: what adaptation and evaluation use."""
-        return self._whole({name: p.detach() for name, p in self.meta_parameters().items()})
+        """A copy of everything a task starts from, without a graph: what adaptation and evaluation use."""
+        return tree_map(torch.clone, self._whole({name: p.detach() for name, p in self.meta_parameters().items()}))
 
-    def inner_loop(self, statistics: str) -> InnerLoop:
-        """The inner loop under a statistics policy; evaluation and adaptation call it with dropout off."""
-        return InnerLoop(self._forward, self.loss, self.method, self.adapted, statistics)
+    def inner_loop(self, statistics: str, sharp: bool = False) -> InnerLoop:
+        """The inner loop under a statistics policy; `sharp` perturbs its steps where the method does so.
+
+        Raises:
+            BadInput: an unknown policy.
+        """
+        if statistics not in get_args(StatisticsPolicy):
+            raise unknown("statistics", statistics, get_args(StatisticsPolicy))
+        return InnerLoop(self._forward, self.loss, self.method, self.adapted, statistics, sharp)
+
+    def steps(self, steps: int | None) -> int:
+        """The inner steps asked for; the method's where None."""
+        steps = self.method.steps if steps is None else steps
+        if steps < 0:
+            raise BadInput(f"steps is {steps}; take zero or more inner steps")
+        return steps
 
     # --- training ----------------------------------------------------------------------------------------------------
 
@@ -188,9 +208,21 @@ class Learner(nn.Module):
         plan = Plan(self.method.order(progress), self.method.step_weights(progress, self.method.steps))
         policy = "support" if self.method.norm.statistics == "support" else "batch"
         self._forward.train_like(self.model)
-        run = STRATEGIES[self.chosen_strategy(batch, strategy)]
+        inner, sharpness = self.inner_loop(policy, sharp=True), self.method.sharpness
+
+        def run(strategy: str) -> Result:
+            state = torch.get_rng_state()
+            result = STRATEGIES[strategy](inner, plan, learned, self._whole, batch)
+            if not sharpness.outer:
+                return result
+            weights = {n: p.detach() for n, p in learned.items() if not n.startswith("rates.")}
+            epsilon = sharpness.perturbation(weights, {n: result[0][n] for n in weights}, sharpness.outer)
+            perturbed = learned | {n: weight + epsilon[n] for n, weight in weights.items()}
+            torch.set_rng_state(state)  # dropout and the like drop the same in both passes
+            return STRATEGIES[strategy](inner, plan, perturbed, self._whole, batch)
+
         learned: Parameters = dict(self.meta_parameters())
-        gradients, outcome = run(self.inner_loop(policy), plan, learned, self._whole, batch)
+        gradients, outcome = self.by_strategy(batch, strategy, run)
         statistics = {n: Moments(m.mean.mean(0), m.var.mean(0)) for n, m in outcome.statistics.items()}
         return MetaGradient(outcome.loss.mean(), outcome.query_logits, gradients, outcome.loss, statistics)
 
@@ -213,11 +245,34 @@ class Learner(nn.Module):
             raise unknown("strategy", strategy, ["auto", *STRATEGIES])
         if strategy != "auto":
             return strategy
+        if self._loops_only:
+            return "loop"
         if batch.support_y.device.type != "cpu":
             return "vectorized"
         leaves = batch.support_x if isinstance(batch.support_x, tuple) else (batch.support_x,)
         limit = VECTORIZED_BELOW if torch.get_num_threads() == 1 else VECTORIZED_BELOW_WITH_THREADS
         return "vectorized" if sum(leaf[0].numel() for leaf in leaves) < limit else "loop"
+
+    def by_strategy(self, batch: TaskBatch, strategy: str | None, run: Callable[[str], T]) -> T:
+        """`run` with the strategy for a meta-batch; `auto` goes on by `loop` where vmap cannot take the model.
+
+        Raises:
+            BadInput: a model that vmap cannot take, where `vectorized` was asked for.
+        """
+        chosen = self.chosen_strategy(batch, strategy)
+        try:
+            return run(chosen)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            if chosen != "vectorized":
+                raise
+            if (strategy or self.strategy) != "auto":
+                reason = str(error).splitlines()[0]
+                raise BadInput(f"this model cannot run vectorized ({reason}); use strategy loop") from error
+            result = run("loop")
+            self._loops_only = True  # only now: an error of another kind would have come again
+            return result
 
     @torch.no_grad()
     def check(self, support_x: Any, support_y: Tensor) -> None:
@@ -233,7 +288,8 @@ class Learner(nn.Module):
         shape = tuple(leaf.shape for leaf in (support_x if isinstance(support_x, tuple) else (support_x,)))
         if shape not in self._widths:
             self._forward.train_like(None)
-            self._widths[shape] = self._forward(self.frozen().model, support_x)[0].shape[-1]
+            task = tree_map(lambda t: t.to(self.device), support_x)
+            self._widths[shape] = self._forward(self.frozen().model, task)[0].shape[1]
         if highest >= self._widths[shape]:
             raise BadInput(
                 f"tasks have labels up to {highest}, but the model has {self._widths[shape]} outputs: "
@@ -244,7 +300,12 @@ class Learner(nn.Module):
 
     @torch.no_grad()
     def adapt(
-        self, support_x: Any, support_y: Tensor, steps: int | None = None, statistics: str | None = None
+        self,
+        support_x: Any,
+        support_y: Tensor,
+        steps: int | None = None,
+        statistics: str | None = None,
+        sharp: bool = False,
     ) -> Predictor:
         """Adapt to one task; the learner stays as it is, bit for bit.
 
@@ -253,6 +314,7 @@ class Learner(nn.Module):
             steps: inner steps; the method's where None. Later steps reuse the last row of per-step parts.
             statistics: what normalises batch norms; where None `running` if that is the method's policy, otherwise
                 `support`, so that a prediction never depends on the other queries. `batch` is transductive.
+            sharp: perturb the inner steps as in training, where the method does so; plain steps otherwise.
 
         Raises:
             BadInput: labels the model has no output for; an unknown statistics policy.
@@ -261,7 +323,7 @@ class Learner(nn.Module):
             statistics = "running" if self.method.norm.statistics == "running" else "support"
         self.check(support_x, support_y)
         self._forward.train_like(None)
-        inner, meta = self.inner_loop(statistics), self.frozen()
-        steps = self.method.steps if steps is None else steps
+        inner, meta = self.inner_loop(statistics, sharp), self.frozen()
+        steps = self.steps(steps)
         *_, final = inner.adapt(meta, support_x, support_y, steps, first_order)
         return Predictor(self._forward, final.parameters, inner.query_statistics(meta, final, support_x))

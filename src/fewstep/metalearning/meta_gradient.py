@@ -81,13 +81,12 @@ def _task_loss(
 def loop(inner: InnerLoop, plan: Plan, learned: Parameters, whole: Whole, batch: TaskBatch) -> Result:
     """Task by task: each task's graph is freed before the next one's is built."""
     leaves = {name: tensor.detach().requires_grad_() for name, tensor in learned.items()}
-    meta = whole(leaves)
     gradient = second_order if plan.order == "second" else first_order
     sums: list[Tensor] = [torch.zeros_like(leaf) for leaf in leaves.values()]
     outcomes = []
     for index in range(len(batch)):
         task = tree_map(lambda t, index=index: t[index], _parts(batch))
-        loss, outcome = _task_loss(inner, plan, meta, gradient, *task)
+        loss, outcome = _task_loss(inner, plan, whole(leaves), gradient, *task)  # own buffers for every task
         gradients = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
         sums = [a.add_(b) for a, b in zip(sums, gradients, strict=True)]
         outcomes.append(outcome)

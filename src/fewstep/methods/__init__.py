@@ -1,9 +1,9 @@
 """Methods: the record, its parts, and the presets made of them."""
 
 from fewstep.methods.method import Method, differences, from_json, to_json
-from fewstep.methods.parts import All, AllButNorm, Norm, Outer, Recipe
+from fewstep.methods.parts import All, AllButNorm, Body, Head, Matching, Norm, Outer, Recipe
 from fewstep.methods.presets import PRESETS, Setting, preset, preset_names
-from fewstep.methods.rules import PerLayerPerStep, Rule, Sgd
+from fewstep.methods.rules import PerLayerPerStep, PerParameter, Rule, Sgd
 from fewstep.methods.schedules import (
     Annealed,
     Constant,
@@ -14,26 +14,32 @@ from fewstep.methods.schedules import (
     SecondOrder,
     Uniform,
 )
+from fewstep.methods.sharpness import Sharpness
 
 __all__ = [
     "PRESETS",
     "All",
     "AllButNorm",
     "Annealed",
+    "Body",
     "Constant",
     "Cosine",
     "FirstOrder",
     "FirstThenSecond",
+    "Head",
     "LastStep",
+    "Matching",
     "Method",
     "Norm",
     "Outer",
     "PerLayerPerStep",
+    "PerParameter",
     "Recipe",
     "Rule",
     "SecondOrder",
     "Setting",
     "Sgd",
+    "Sharpness",
     "Uniform",
     "differences",
     "from_json",

@@ -6,14 +6,15 @@ from typing import Any
 
 from fewstep.errors import BadInput, unknown
 from fewstep.methods import parts, rules, schedules
+from fewstep.methods.sharpness import Sharpness
 
 PARTS: dict[str, type] = {
     kind.__name__: kind
     for kind in (
-        *(rules.Sgd, rules.PerLayerPerStep),
+        *(rules.Sgd, rules.PerParameter, rules.PerLayerPerStep, Sharpness),
         *(schedules.SecondOrder, schedules.FirstOrder, schedules.FirstThenSecond),
         *(schedules.LastStep, schedules.Uniform, schedules.Annealed, schedules.Constant, schedules.Cosine),
-        *(parts.All, parts.AllButNorm, parts.Norm, parts.Outer, parts.Recipe),
+        *(parts.All, parts.AllButNorm, parts.Head, parts.Body, parts.Matching, parts.Norm, parts.Outer, parts.Recipe),
     )
 }
 
@@ -33,6 +34,7 @@ class Method:
         order: derivative order of the meta-gradient, by progress.
         step_weights: weights of the query losses after each inner step, by progress.
         norm: per-step or shared affine weights; which statistics.
+        sharpness: radii of perturbations at the inner and outer loop.
         outer: optimiser, its schedule, gradient clamp.
         recipe: length of the published run.
 
@@ -52,6 +54,7 @@ class Method:
     order: schedules.OrderSchedule = field(default_factory=schedules.SecondOrder)
     step_weights: schedules.StepWeights = field(default_factory=schedules.LastStep)
     norm: parts.Norm = field(default_factory=parts.Norm)
+    sharpness: Sharpness = field(default_factory=Sharpness)
     outer: parts.Outer = field(default_factory=parts.Outer)
     recipe: parts.Recipe = field(default_factory=parts.Recipe)
 
@@ -81,7 +84,7 @@ def _with(record: Any, path: list[str], value: Any) -> Any:
 
 
 def differences(method: Method, base: Method) -> dict[str, tuple[Any, Any]]:
-    """The choices in which two methods differ: {field: (in method, in base)}; norm and outer by their own fields.
+    """The choices in which two methods differ: {field: (in method, in base)}; norm, sharpness, outer field by field.
 
     Name and recipe are not choices of the algorithm and are left out.
 
@@ -92,7 +95,7 @@ def differences(method: Method, base: Method) -> dict[str, tuple[Any, Any]]:
     found: dict[str, tuple[Any, Any]] = {}
     for f in fields(Method):
         ours, theirs = getattr(method, f.name), getattr(base, f.name)
-        if f.name in ("norm", "outer"):
+        if f.name in ("norm", "sharpness", "outer"):
             pairs = {f"{f.name}__{g.name}": (getattr(ours, g.name), getattr(theirs, g.name)) for g in fields(ours)}
             found.update({path: pair for path, pair in pairs.items() if pair[0] != pair[1]})
         elif f.name not in ("name", "recipe") and ours != theirs:

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import Literal, Protocol, get_args
 
 import torch
@@ -48,6 +49,55 @@ class AllButNorm:
         return [name for name in names if name not in norms]
 
 
+def _of_head(name: str, names: Sequence[str]) -> bool:
+    """Whether a parameter belongs to the module that holds the model's last one."""
+    return name.rpartition(".")[0] == names[-1].rpartition(".")[0]
+
+
+@dataclass(frozen=True)
+class Head:
+    """The inner loop updates the head alone: the module that holds the model's last parameter (ANIL, arXiv 1909.09157).
+
+    Example:
+        >>> Head()(["conv.weight", "head.weight", "head.bias"], norms=set())
+        ['head.weight', 'head.bias']
+    """
+
+    def __call__(self, names: Sequence[str], norms: Collection[str]) -> list[str]:  # noqa: ARG002
+        return [name for name in names if _of_head(name, names)]
+
+
+@dataclass(frozen=True)
+class Body:
+    """The inner loop updates all but the head and the norms (BOIL, arXiv 2008.08882).
+
+    Example:
+        >>> Body()(["conv.weight", "norm.weight", "head.weight"], norms={"norm.weight"})
+        ['conv.weight']
+    """
+
+    def __call__(self, names: Sequence[str], norms: Collection[str]) -> list[str]:
+        return [name for name in names if name not in norms and not _of_head(name, names)]
+
+
+@dataclass(frozen=True)
+class Matching:
+    """The inner loop updates the parameters whose name matches a pattern of the shell's kind.
+
+    Arguments:
+        patterns: `*` stands for any characters, as in `encoder.layers.3.*`.
+
+    Example:
+        >>> Matching(("*.bias",))(["conv.weight", "conv.bias"], norms=set())
+        ['conv.bias']
+    """
+
+    patterns: tuple[str, ...]
+
+    def __call__(self, names: Sequence[str], norms: Collection[str]) -> list[str]:  # noqa: ARG002
+        return [name for name in names if any(fnmatchcase(name, pattern) for pattern in self.patterns)]
+
+
 @dataclass(frozen=True)
 class Norm:
     """How normalisation layers behave in the inner loop.
@@ -61,6 +111,11 @@ class Norm:
             Training normalises by `support` under that policy and by the batch under the two others.
         momentum: weight of the newest outer step in the running statistics.
 
+    Raises:
+        BadInput: an unknown choice, a momentum outside 0 to 1.
+
+    Source: Antoniou, Edwards, Storkey, arXiv 1810.09502.
+
     Example:
         >>> Norm(affine="per_step").statistics
         'batch'
@@ -71,6 +126,8 @@ class Norm:
     momentum: float = 0.1
 
     def __post_init__(self) -> None:
+        if not 0 <= self.momentum <= 1:
+            raise BadInput(f"norm.momentum is {self.momentum}; it must lie between 0 and 1")
         for name, value, known in (("affine", self.affine, Affine), ("statistics", self.statistics, Statistics)):
             if value not in get_args(known):
                 raise unknown(f"norm.{name}", value, get_args(known))
@@ -96,7 +153,7 @@ class Outer:
     clamp: float | None = None
 
     def __post_init__(self) -> None:
-        if self.clamp is not None and self.clamp <= 0:
+        if self.clamp is not None and not self.clamp > 0:
             raise BadInput(f"outer.clamp is {self.clamp}; it must be positive, or none")
 
     def optimizer(self, meta_parameters: dict[str, Tensor]) -> torch.optim.Adam:

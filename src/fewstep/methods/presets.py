@@ -9,8 +9,8 @@ from typing import Any, Literal, get_args
 
 from fewstep.errors import unknown
 from fewstep.methods.method import Method
-from fewstep.methods.parts import Norm, Outer, Recipe
-from fewstep.methods.rules import PerLayerPerStep, Sgd
+from fewstep.methods.parts import Body, Head, Norm, Outer, Recipe
+from fewstep.methods.rules import PerLayerPerStep, PerParameter, Sgd
 from fewstep.methods.schedules import Annealed, Constant, Cosine, FirstOrder, FirstThenSecond
 
 Setting = Literal["omniglot", "mini_imagenet", "sinusoid"]
@@ -114,11 +114,125 @@ def maml_plus_plus_released(setting: Setting = "omniglot", shots: int = 1) -> Me
     )
 
 
+def anil(setting: Setting = "omniglot", shots: int = 1) -> Method:
+    """ANIL: almost no inner loop; only the head is adapted, everything is learned.
+
+        θ_{i+1}^head = θ_i^head − α ∇_head L_support(θ_i),     θ^body stays
+
+    Paper: Raghu, Raghu, Bengio, Vinyals, "Rapid Learning or Feature Reuse?", ICLR 2020, arXiv 1909.09157.
+
+    Differences:
+        - The paper's inner rates for these data are not at hand: those of `maml` are taken.
+        - The head is the module that holds the model's last parameter.
+    """
+    return maml(setting, shots).replace(name="anil", adapted=Head())
+
+
+def boil(setting: Setting = "omniglot", shots: int = 1) -> Method:
+    """BOIL: body only in the inner loop; the head stays as it was initialised by the outer loop.
+
+        θ_{i+1}^body = θ_i^body − α ∇_body L_support(θ_i),     θ^head stays
+
+    Paper: Oh, Yoo, Kim, Yun, "BOIL: Towards Representation Change for Few-shot Learning", ICLR 2021, arXiv 2008.08882.
+
+    Differences:
+        - Rates and steps are those of `maml`; norm weights stay out of the inner loop.
+    """
+    return maml(setting, shots).replace(name="boil", adapted=Body())
+
+
+def meta_sgd(setting: Setting = "omniglot", shots: int = 1) -> Method:
+    """Meta-SGD: learn the initialisation and a rate for every scalar, and adapt in one step.
+
+        θ' = θ − α ∘ ∇L_support(θ),     (θ, α) ← (θ, α) − β ∇_{θ,α} mean_tasks L_query(θ')
+
+    Paper: Li, Zhou, Chen, Li, "Meta-SGD: Learning to Learn Quickly for Few-Shot Learning", arXiv 1707.09835.
+
+    Differences:
+        - Rates start uniformly in [0.005, 0.1], a value that the sources at hand do not confirm.
+    """
+    return maml(setting, shots).replace(name="meta-sgd", steps=1, rule=PerParameter(0.005, 0.1))
+
+
+def sam(setting: Setting = "omniglot", shots: int = 1) -> Method:
+    """Sharpness-aware minimisation of an ordinary network: no inner step, the gradient at the worst nearby point.
+
+        θ ← θ − β ∇L(θ + ε),     ε = ρ ∇L(θ) / ‖∇L(θ)‖
+
+    Paper: Foret, Kleiner, Mobahi, Neyshabur, "Sharpness-Aware Minimization", ICLR 2021, arXiv 2010.01412.
+
+    Differences:
+        - ρ is 0.05, the default of a common implementation; the outer optimiser is Adam.
+    """
+    return maml(setting, shots).replace(name="sam", steps=0, sharpness__outer=0.05)
+
+
+def sharp_maml_low(setting: Setting = "omniglot", shots: int = 1) -> Method:
+    """Sharp-MAML, perturbed at the inner loop.
+
+        θ_{i+1} = θ_i − α ∇L_support(θ_i + ε_i),     ε_i = ρ ∇L_support(θ_i) / ‖∇L_support(θ_i)‖
+
+    Paper: Abbas, Xiao, Chen, Chen, Chen, "Sharp-MAML", ICML 2022, arXiv 2206.03996, steps (11) and (12).
+
+    Differences:
+        - The paper has one inner step; as in its code, ε is taken anew at each of five.
+        - ρ is 0.0005, the only documented value (mini-ImageNet 5-way 1-shot); rates are those of `maml`, where the
+          code takes 0.1 on mini-ImageNet.
+        - Meta-test adapts with plain steps, as the code's test script does; ask `adapt` for `sharp=True` otherwise.
+    """
+    return maml(setting, shots).replace(name="sharp-maml-low", sharpness__inner=5e-4)
+
+
+def sharp_maml_up(setting: Setting = "omniglot", shots: int = 1) -> Method:
+    """Sharp-MAML, perturbed at the outer loop.
+
+        θ ← θ − β ∇h(θ + ε),     ε = ρ ∇h(θ) / ‖∇h(θ)‖,     h = mean_tasks L_query(θ_N)
+
+    Paper: Abbas, Xiao, Chen, Chen, Chen, "Sharp-MAML", ICML 2022, arXiv 2206.03996, steps (13) to (15).
+
+    Differences: those of `sharp-maml-low`; the norm is taken over the model's and norms' tensors, not over rates.
+    """
+    return maml(setting, shots).replace(name="sharp-maml-up", sharpness__outer=5e-4)
+
+
+def sharp_maml_both(setting: Setting = "omniglot", shots: int = 1) -> Method:
+    """Sharp-MAML, perturbed at both loops.
+
+        θ ← θ − β ∇h(θ + ε),     θ_{i+1} = θ_i − α ∇L_support(θ_i + ε_i)
+
+    Paper: Abbas, Xiao, Chen, Chen, Chen, "Sharp-MAML", ICML 2022, arXiv 2206.03996, steps (11) to (15).
+
+    Differences: those of `sharp-maml-low`; as in the code, the inner ε_i are recomputed in the second pass, where step
+    (14) as printed reuses them.
+    """
+    return sharp_maml_low(setting, shots).replace(name="sharp-maml-both", sharpness__outer=5e-4)
+
+
+def sharp_maml_plus_plus(setting: Setting = "omniglot", shots: int = 1) -> Method:
+    """MAML++ with Sharp-MAML's perturbations at both loops; unpublished.
+
+        θ_{l,i+1} = θ_{l,i} − α_{l,i} ∇_l L_support(θ_i + ε_i; γ_i, β_i),     outer gradient at (θ, γ, β) + ε
+
+    Paper: none; the parts are of arXiv 1810.09502 and arXiv 2206.03996.
+
+    Differences: those of `maml++` and `sharp-maml-both`.
+    """
+    return maml_plus_plus(setting, shots).replace(name="sharp-maml++", sharpness__inner=5e-4, sharpness__outer=5e-4)
+
+
 PRESETS: dict[str, Callable[[Setting, int], Method]] = {
     "maml": maml,
     "fomaml": fomaml,
+    "anil": anil,
+    "boil": boil,
+    "meta-sgd": meta_sgd,
     "maml++": maml_plus_plus,
     "maml++-released": maml_plus_plus_released,
+    "sam": sam,
+    "sharp-maml-low": sharp_maml_low,
+    "sharp-maml-up": sharp_maml_up,
+    "sharp-maml-both": sharp_maml_both,
+    "sharp-maml++": sharp_maml_plus_plus,
 }
 
 

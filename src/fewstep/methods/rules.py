@@ -8,11 +8,15 @@ A rule is a pair of pure functions on dictionaries of tensors, keyed by paramete
 Steps beyond those trained for reuse the last row of a rate that has one row a step.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
+
+from fewstep.errors import BadInput
 
 Weights = Mapping[str, Tensor]
 
@@ -20,6 +24,11 @@ Weights = Mapping[str, Tensor]
 def row(rows: Tensor, step: int) -> Tensor:
     """Row `step` of a per-step tensor (steps, …); the last row for every later step."""
     return rows[min(step, len(rows) - 1)]
+
+
+def _check_rate(part: object, *rates: float) -> None:
+    if not all(map(math.isfinite, rates)):
+        raise BadInput(f"{part}: a rate must be a finite number")
 
 
 class Rule(Protocol):
@@ -44,11 +53,43 @@ class Sgd:
 
     rate: float = 0.1
 
+    def __post_init__(self) -> None:
+        _check_rate(self, self.rate)
+
     def rates(self, fast: Weights, steps: int) -> dict[str, Tensor]:  # noqa: ARG002 - learns none
         return {}
 
     def update(self, fast: Weights, gradients: Weights, rates: Weights, step: int) -> dict[str, Tensor]:  # noqa: ARG002
         return {name: weight - self.rate * gradients[name] for name, weight in fast.items()}
+
+
+@dataclass(frozen=True)
+class PerParameter:
+    """A learned rate for every scalar of the adapted parameters (Meta-SGD, arXiv 1707.09835).
+
+        θ ← θ − α ∘ ∇L
+
+    The rates may become negative; nothing clamps or decays them.
+
+    Arguments:
+        low, high: every rate starts uniformly between them.
+
+    Example:
+        >>> PerParameter(0.1, 0.1).rates({"w": torch.zeros(2)}, steps=1)
+        {'w': tensor([0.1000, 0.1000])}
+    """
+
+    low: float = 0.005
+    high: float = 0.1
+
+    def __post_init__(self) -> None:
+        _check_rate(self, self.low, self.high)
+
+    def rates(self, fast: Weights, steps: int) -> dict[str, Tensor]:  # noqa: ARG002 - the same at every step
+        return {name: torch.empty_like(weight).uniform_(self.low, self.high) for name, weight in fast.items()}
+
+    def update(self, fast: Weights, gradients: Weights, rates: Weights, step: int) -> dict[str, Tensor]:  # noqa: ARG002
+        return {name: weight - rates[name] * gradients[name] for name, weight in fast.items()}
 
 
 @dataclass(frozen=True)
@@ -68,6 +109,9 @@ class PerLayerPerStep:
     """
 
     rate: float = 0.1
+
+    def __post_init__(self) -> None:
+        _check_rate(self, self.rate)
 
     def rates(self, fast: Weights, steps: int) -> dict[str, Tensor]:
         return {name: weight.new_full((max(steps, 1),), self.rate) for name, weight in fast.items()}

@@ -19,6 +19,11 @@ def _cut(progress: float, levels: int | None) -> float:
     return progress if levels is None else math.floor(progress * levels + 1e-6) / levels
 
 
+def _check_rates(part: object, levels: int | None, *rates: float) -> None:
+    if not all(map(math.isfinite, rates)) or (levels is not None and levels < 1):
+        raise BadInput(f"{part}: rates must be finite numbers, and levels at least 1")
+
+
 def _check_fraction(part: object, name: str, value: float) -> None:
     if not 0 <= value <= 1:
         raise BadInput(f"{type(part).__name__}: {name} is {value}; it is a fraction of the training, between 0 and 1")
@@ -76,6 +81,7 @@ class FirstThenSecond:
 
     def __post_init__(self) -> None:
         _check_fraction(self, "until", self.until)
+        _check_rates(self, self.levels)
 
     def __call__(self, progress: float) -> Order:
         return "first" if _cut(progress, self.levels) < self.until - 1e-9 else "second"
@@ -142,6 +148,7 @@ class Annealed:
     def __post_init__(self) -> None:
         _check_fraction(self, "over", self.over)
         _check_fraction(self, "floor", self.floor)
+        _check_rates(self, self.levels)
 
     def __call__(self, progress: float, steps: int) -> tuple[float, ...]:
         progress = _cut(progress, self.levels)
@@ -170,6 +177,9 @@ class Constant:
 
     rate: float = 1e-3
 
+    def __post_init__(self) -> None:
+        _check_rates(self, None, self.rate)
+
     def __call__(self, progress: float) -> float:  # noqa: ARG002
         return self.rate
 
@@ -192,6 +202,9 @@ class Cosine:
     maximum: float = 1e-3
     minimum: float = 1e-5
     levels: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_rates(self, self.levels, self.maximum, self.minimum)
 
     def __call__(self, progress: float) -> float:
         swing = 1 + math.cos(math.pi * _cut(progress, self.levels))

@@ -4,6 +4,8 @@ No pickle is read or written. A save goes to a temporary name, is synced, then r
 or the new one, and a failed save leaves the old one.
 """
 
+import contextlib
+import errno
 import json
 import os
 from collections.abc import Mapping
@@ -18,6 +20,7 @@ from torch import Tensor, nn
 from fewstep.errors import BadInput
 
 KEY = "fewstep"
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -35,9 +38,11 @@ def write_atomically(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         kept = "the previous one is intact" if path.exists() else "nothing was written"
-        raise BadInput(f"cannot save {path}: {error.strerror or error}; {kept}. Make room, then run again") from error
+        cure = "make room" if error.errno in FULL else "look at its folder"
+        raise BadInput(f"cannot save {path}: {error.strerror or error}; {kept}. To go on, {cure}") from error
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
@@ -51,7 +56,8 @@ def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], record: Mapping[s
     Raises:
         BadInput: the disk is full or the folder cannot be written.
     """
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    # Tied weights share memory, which the format refuses, and channels-last ones are not contiguous: copy them all.
+    plain = {n: t.detach().cpu().clone(memory_format=torch.contiguous_format) for n, t in tensors.items()}
     write_atomically(path, serialise(plain, metadata={KEY: json.dumps(record)}))
 
 

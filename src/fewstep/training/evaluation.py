@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from fewstep.errors import BadInput, unknown
+from fewstep.errors import BadInput
 from fewstep.metalearning.inner_loop import Gradient, InnerLoop, Meta, first_order, transformed_first_order
 from fewstep.metalearning.learner import Learner
 from fewstep.tasks.batch import TaskBatch
@@ -100,6 +100,7 @@ def evaluate(
     members: Sequence[Meta] | None = None,
     every_step: bool = True,
     per_query: bool = True,
+    watch: Callable[[int], None] | None = None,
 ) -> Score:
     """Adapt to each of `count` fixed tasks and judge the queries; the learner stays as it is, bit for bit.
 
@@ -110,6 +111,7 @@ def evaluate(
         statistics: `batch`, `running` or `support`; the method's norm policy where None.
         members: average the logits of these models (see `Learner.frozen`) instead of using the learner's own.
         every_step: judge after every inner step, not only the last.
+        watch: called with the number of tasks done.
         per_query: also judge with queries normalised by the support set, where `statistics` is not that already.
 
     Raises:
@@ -127,18 +129,17 @@ def evaluate(
     if count < 1:
         raise BadInput(f"count is {count}; evaluate on at least one task")
     statistics = statistics or learner.method.norm.statistics
-    if statistics not in ("batch", "running", "support"):
-        raise unknown("statistics", statistics, ["batch", "running", "support"])
-    steps = learner.method.steps if steps is None else steps
+    steps = learner.steps(steps)
     function = tasks.split(split) if isinstance(tasks, Tasks) else tasks
     alone = per_query and statistics == "batch" and learner.has_batch_norm
     inner = learner.inner_loop(statistics)
-    metas = list(members) if members is not None else [learner.frozen()]
+    metas = list(members or [learner.frozen()])
     values: list[list[float]] = []
     chance = None
     for start in range(0, count, CHUNK):
-        batch = function(range(start, min(start + CHUNK, count))).to(learner.device)
+        batch = function(range(start, min(start + CHUNK, count)))
         learner.check(tree_map(lambda t: t[0], batch.support_x), batch.support_y)
+        batch = batch.to(learner.device)
         outputs = [_outputs(learner, inner, meta, batch, steps, every_step, alone) for meta in metas]
         output = torch.stack(outputs).mean(0) if len(outputs) > 1 else outputs[0]
         if not output.isfinite().all():
@@ -148,6 +149,8 @@ def evaluate(
                 "Use a lower inner rate, fewer inner steps, or another checkpoint"
             )
         values.extend(_judge(learner, output, batch.query_y).tolist())
+        if watch:
+            watch(start + len(batch))
         if not batch.query_y.is_floating_point():
             chance = 1 / (int(batch.support_y.max()) + 1)
     if alone:
@@ -186,15 +189,19 @@ def _outputs(
             yield inner._replace(statistics="support").predict(meta, state, sx, qx)
 
     parts = (batch.support_x, batch.support_y, batch.query_x)
-    if learner.chosen_strategy(batch) == "vectorized":
-        return torch.func.vmap(lambda *part: torch.stack(list(task(transformed_first_order, *part))))(*parts)
-    each = (tree_map(lambda t, i=i: t[i], parts) for i in range(len(batch)))
-    return torch.stack([torch.stack(list(task(first_order, *part))) for part in each])
+
+    def run(strategy: str) -> Tensor:
+        if strategy == "vectorized":
+            return torch.func.vmap(lambda *part: torch.stack(list(task(transformed_first_order, *part))))(*parts)
+        each = (tree_map(lambda t, i=i: t[i], parts) for i in range(len(batch)))
+        return torch.stack([torch.stack(list(task(first_order, *part))) for part in each])
+
+    return learner.by_strategy(batch, None, run)
 
 
 def _judge(learner: Learner, outputs: Tensor, targets: Tensor) -> Tensor:
     """Accuracy, or loss for real targets, of each task and pass: (B, passes)."""
     if not targets.is_floating_point():
-        return (outputs.argmax(-1) == targets[:, None]).double().mean(-1)
+        return (outputs.argmax(3) == targets[:, None]).double().flatten(2).mean(-1)
     losses = [[learner.loss(passed, target) for passed in task] for task, target in zip(outputs, targets, strict=True)]
     return torch.stack([torch.stack(row) for row in losses]).double()

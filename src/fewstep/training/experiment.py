@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
 from torch.nn import functional as F
@@ -26,6 +26,7 @@ from fewstep.methods import (
 )
 from fewstep.models import MLP, Conv4
 from fewstep.tasks import ImageDataset, Tasks, omniglot, sinusoid, strokes
+from fewstep.training.run import Run
 
 ORDERS = {"first": FirstOrder(), "second": SecondOrder(), "annealed": FirstThenSecond(until=50 / 150, levels=150)}
 STEP_WEIGHTS = {"last": LastStep(), "uniform": Uniform(), "annealed": Annealed(over=15 / 150, levels=150)}
@@ -38,7 +39,7 @@ class Experiment:
     """Data, tasks, model and method of one training; None means the preset's or the data set's own.
 
     Raises:
-        BadInput: unknown names, sizes that do not fit the data.
+        BadInput: unknown names, values out of range, options that the data set does not have.
 
     Example:
         >>> Experiment("maml", data="sinusoid").method().steps
@@ -70,8 +71,27 @@ class Experiment:
     clamp: float | None = None
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        for name, kind in get_type_hints(Experiment).items():
+            value = getattr(self, name)
+            choices = [c for part in (kind, *get_args(kind)) if get_origin(part) is Literal for c in get_args(part)]
+            if choices and value is not None and value not in choices:
+                raise unknown(name.replace("_", " "), str(value), choices)
+            whole = kind is int or int in get_args(kind)
+            if whole and value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+                raise BadInput(f"{name} is {value!r}; it must be a whole number")
+        for name, least in (("ways", 2), ("shots", 1), ("queries", 1), ("evaluation_queries", 1), ("filters", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise BadInput(f"{name} is {value}; it must be at least {least}")
+        if not 0 <= self.seed < 2**63:
+            raise BadInput(f"seed is {self.seed}; it must be a whole number from 0 to 2^63 − 1")
+
     @staticmethod
-    def from_json(record: dict[str, Any]) -> "Experiment":
+    def from_json(record: Any) -> "Experiment":
+        """The experiment that `to_json` wrote."""
+        if not isinstance(record, dict) or "preset" not in record:
+            raise BadInput("the run's experiment is damaged: it names no preset; the run must be trained anew")
         known = [f.name for f in fields(Experiment)]
         for name in record:
             if name not in known:
@@ -86,9 +106,12 @@ class Experiment:
         """The preset for the setting, with each part that was asked for exchanged."""
         setting = setting or ("sinusoid" if self.data == "sinusoid" else "omniglot")
         method = preset(self.preset, setting=setting, shots=self.shots or 1)
+        if self.rule and not isinstance(method.rule, RULES[self.rule]):
+            method = method.replace(rule=RULES[self.rule](getattr(method.rule, "rate", 0.1)))
+        if self.inner_rate is not None and not hasattr(method.rule, "rate"):
+            raise BadInput(f"{self.preset} has a rate for every scalar: --inner-rate does not apply")
         changes: dict[str, Any] = {
             "steps": self.steps,
-            "rule": RULES[self.rule](method.rule.rate) if self.rule else None,  # type: ignore[attr-defined]
             "rule__rate": self.inner_rate,
             "order": ORDERS[self.order] if self.order else None,
             "step_weights": STEP_WEIGHTS[self.step_weights] if self.step_weights else None,
@@ -97,6 +120,11 @@ class Experiment:
             "outer__rate": SCHEDULES[self.schedule] if self.schedule else None,
             "outer__clamp": self.clamp,
         }
+        # A choice that the preset has made already keeps the preset's own numbers.
+        own = {"order": method.order, "step_weights": method.step_weights, "outer__rate": method.outer.rate}
+        for name, part in own.items():
+            if type(part) is type(changes[name]):
+                changes[name] = None
         return method.replace(**{name: value for name, value in changes.items() if value is not None})
 
     def dataset(self) -> ImageDataset | None:
@@ -106,7 +134,8 @@ class Experiment:
         if self.data == "omniglot":
             options |= archive | {"data_dir": self.data_dir}
             return omniglot(**{name: value for name, value in options.items() if value is not None})
-        for name, value in archive.items():
+        foreign = archive | ({"rotations": self.rotations} if self.data == "sinusoid" else {})
+        for name, value in foreign.items():
             if value is not None:
                 raise BadInput(f"--{name} is an option of omniglot, not of {self.data}")
         if self.data == "strokes":
@@ -135,8 +164,6 @@ def load_run(directory: str | Path, data_dir: str | None = None) -> tuple[Learne
     Raises:
         BadInput: not a run directory, nothing validated yet, data missing.
     """
-    from fewstep.training.run import Run
-
     run = Run(Path(directory))
     record = run.config.get("experiment")
     if record is None:

@@ -24,7 +24,7 @@ from fewstep.metalearning.learner import Learner
 from fewstep.training.checkpoint import load_checkpoint, restore_module, without_prefix, write_atomically
 
 
-def environment() -> dict[str, Any]:
+def environment(device: str) -> dict[str, Any]:
     """Versions and machine, as recorded with every run."""
     packages = ("fewstep", "torch", "numpy", "pillow", "safetensors", "tyro", "rich", "plotly")
     return {
@@ -34,7 +34,7 @@ def environment() -> dict[str, Any]:
         "processor": torch.backends.cpu.get_cpu_capability(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "device": device,
         "command": " ".join(sys.argv),
     }
 
@@ -78,14 +78,14 @@ class Run:
             raise BadInput(f"{path} is not a run's configuration; the run must be trained anew")
         return config
 
-    def open(self, config: dict[str, Any]) -> None:
+    def open(self, config: dict[str, Any], device: str) -> None:
         """Start the run, or go on with it if its configuration is this one."""
         config = json.loads(json.dumps(config))
-        if not self.exists:
-            if self.directory.is_dir() and any(self.directory.iterdir()):
+        if not (self.exists and (self.last.is_file() or self.metrics())):  # nothing is lost by starting anew
+            if not self.exists and self.directory.is_dir() and any(self.directory.iterdir()):
                 raise BadInput(f"{self.directory} is not empty and not a run directory; choose another --directory")
-            self._write("environment.json", environment())
             self._write("config.json", config)
+            self._write("environment.json", environment(device))
             return
         differing = _differing(config, self.config)
         if differing:
@@ -106,12 +106,18 @@ class Run:
     def metrics(self) -> list[dict[str, Any]]:
         """All records, in order; a last line cut off by a crash is left out."""
         path = self.directory / "metrics.jsonl"
+        lines = path.read_bytes().splitlines() if path.is_file() else []
         records = []
-        for line in path.read_text().splitlines() if path.is_file() else []:
+        for number, line in enumerate(lines, 1):
             try:
-                records.append(json.loads(line))
-            except ValueError:
-                break
+                record = json.loads(line)
+                if not isinstance(record, dict) or not {"kind", "step", "epoch"} <= record.keys():
+                    raise ValueError("not a record")
+            except ValueError as error:
+                if number == len(lines):
+                    break
+                raise BadInput(f"{path}: line {number} is damaged ({error}); remove it to go on") from error
+            records.append(record)
         return records
 
     def append(self, record: dict[str, Any]) -> None:
@@ -123,18 +129,24 @@ class Run:
 
     def rewind(self, step: int) -> None:
         """Drop the records after an outer step: those of work that a crash lost and that is about to be redone."""
-        kept = [json.dumps(r) for r in self.metrics() if r["step"] <= step]
-        write_atomically(self.directory / "metrics.jsonl", "".join(f"{line}\n" for line in kept).encode())
+        path = self.directory / "metrics.jsonl"
+        kept = "".join(json.dumps(r) + "\n" for r in self.metrics() if r["step"] <= step).encode()
+        if path.is_file() and path.read_bytes() != kept:
+            write_atomically(path, kept)
 
     # --- models ------------------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
         """The record of the last checkpoint: `step`, `total`, `best`, …"""
-        return load_checkpoint(self.last)[1]
+        record = load_checkpoint(self.last)[1]
+        if not {"step", "total", "best", "sums", "seconds"} <= record.keys():
+            raise BadInput(f"{self.last} is not a run's last checkpoint; the run must be trained anew")
+        return record
 
     @property
     def finished(self) -> bool:
-        return self.last.is_file() and self.state()["step"] == self.state()["total"]
+        state = self.state() if self.last.is_file() else {"step": 0, "total": 1}
+        return state["step"] == state["total"]
 
     def best(self) -> list[tuple[int, float]]:
         """(epoch, validation value) of the kept epochs, best first."""
@@ -159,12 +171,7 @@ class Run:
 
     def ensemble(self, learner: Learner, size: int) -> list[Meta]:
         """The `size` best validation epochs, as members for `evaluate`; leaves the best one in the learner."""
-        self.load(learner)
-        members = []
-        for epoch, _ in reversed(self.best()[:size]):
-            frozen = self.load(learner, epoch).frozen()
-            members.append(torch.utils._pytree.tree_map(torch.clone, frozen))
-        return members[::-1]
+        return [self.load(learner, epoch).frozen() for epoch, _ in reversed(self.best()[:size])][::-1]
 
 
 def _differing(new: Any, old: Any, path: str = "") -> list[str]:

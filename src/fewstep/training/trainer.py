@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from fewstep.errors import BadInput
 from fewstep.metalearning.learner import Learner, MetaGradient
@@ -101,8 +102,14 @@ def train(
         True
     """
     recipe, run = learner.method.recipe, Run(Path(directory))
-    epochs, iterations = epochs or recipe.epochs, iterations or recipe.iterations
-    meta_batch = meta_batch or recipe.tasks
+    epochs = recipe.epochs if epochs is None else epochs
+    iterations = recipe.iterations if iterations is None else iterations
+    meta_batch = recipe.tasks if meta_batch is None else meta_batch
+    sizes = {"epochs": epochs, "iterations": iterations, "tasks in a meta-batch": meta_batch,
+             "validation tasks": validation_tasks}  # fmt: skip
+    for name, value in sizes.items():
+        if value < 1:
+            raise BadInput(f"the number of {name} is {value}; it must be at least 1")
     run.open({
         **(config or {}),
         "method": to_json(learner.method),
@@ -110,13 +117,13 @@ def train(
         "training": {"epochs": epochs, "iterations": iterations, "meta_batch": meta_batch,
                      "validation_tasks": validation_tasks},
         "parameters": {name: list(p.shape) for name, p in learner.meta_parameters().items()},
-    })  # fmt: skip
+    }, str(learner.device))  # fmt: skip
     parameters = learner.meta_parameters()
     optimizer = learner.method.outer.optimizer(dict(parameters))
     state = State(0, epochs * iterations)
     if run.last.is_file():
         state = _restore(run, learner, optimizer)
-    run.rewind(state.step)
+    run.rewind(state.step)  # records of work that a crash lost
     say = watch or (lambda *_: None)
     saved = time.perf_counter()
     with stopping() as stop:
@@ -124,7 +131,9 @@ def train(
             started = time.perf_counter()
             progress = state.step / state.total
             first = state.step * meta_batch
-            batch = tasks.train(range(first, first + meta_batch)).to(learner.device)
+            batch = tasks.train(range(first, first + meta_batch))
+            learner.check(tree_map(lambda t: t[0], batch.support_x), batch.support_y)
+            batch = batch.to(learner.device)
             result = learner.meta_gradient(batch, progress)
             _check_finite(result, batch, learner, state.step // iterations, state.step)
             rate = learner.method.outer.rate(progress)
@@ -168,7 +177,7 @@ def _outer_step(optimizer: torch.optim.Adam, parameters: dict, gradients: dict[s
 
 
 def _accuracy(logits: Tensor, y: Tensor) -> float:
-    return float("nan") if y.is_floating_point() else (logits.argmax(-1) == y).double().mean().item()
+    return float("nan") if y.is_floating_point() else (logits.argmax(2) == y).double().mean().item()
 
 
 def _train_record(state: State, epoch: int, meta_batch: int, rate: float, batch: TaskBatch) -> dict[str, Any]:
