@@ -2,7 +2,8 @@
 
 from fewstep import methods, models
 from fewstep.errors import BadInput
-from fewstep.metalearning.learner import Learner, MetaGradient, Predictor
+from fewstep.metalearning.learner import Learner, MetaGradient
+from fewstep.metalearning.predictor import Predictor
 from fewstep.methods import Method, Norm, preset, preset_names
 from fewstep.tasks import TaskBatch, Tasks, omniglot, sinusoid, strokes
 from fewstep.training.evaluation import Score, evaluate

@@ -67,9 +67,11 @@ def test_each_query_alone_is_the_predictors_own_accuracy():
 
 def test_the_ensemble_averages_logits_not_probabilities():
     """A confident member outweighs a hesitant one, which an average of probabilities would not let it."""
-    learner, other = mlp_learner(fewstep.preset("maml")), mlp_learner(fewstep.preset("maml"))
+    learner, other = (mlp_learner(fewstep.preset("maml", steps=0)) for _ in range(2))
     with torch.no_grad():
-        other.model.head.weight.mul_(-30)
+        for model, scale in ((learner.model, 20.0), (other.model, 3.0)):
+            model.head.weight.mul_(scale)
+            model.head.bias.mul_(scale)
     batch = vectors(tasks=8, queries=20)
     score = fewstep.evaluate(learner, lambda _: batch, count=8, members=[learner.frozen(), other.frozen()])
     by = {"logits": [], "probabilities": []}

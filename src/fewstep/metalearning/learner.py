@@ -1,6 +1,6 @@
 """`Learner`: a model and a method, with everything the outer loop learns."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar, get_args
 
 import torch
@@ -11,6 +11,8 @@ from fewstep.errors import BadInput, unknown
 from fewstep.metalearning.functional import Functional, Moments, Statistics, norm_parameters
 from fewstep.metalearning.inner_loop import InnerLoop, Loss, Meta, Parameters, first_order
 from fewstep.metalearning.meta_gradient import STRATEGIES, Plan, Result
+from fewstep.metalearning.predictor import Predictor
+from fewstep.metalearning.tree import Tree
 from fewstep.methods import Method
 from fewstep.methods.parts import Statistics as StatisticsPolicy
 from fewstep.tasks.batch import TaskBatch
@@ -25,9 +27,16 @@ VECTORIZED_BELOW, VECTORIZED_BELOW_WITH_THREADS = 1024, 8192
 class MetaGradient(NamedTuple):
     """What `Learner.meta_gradient` returns.
 
-    loss: mean meta-loss over tasks, scalar. query_logits: (B, Q, …) after the last inner step.
-    gradients: {name: tensor} for every name of `Learner.meta_parameters`. task_losses: (B,).
-    statistics: batch-norm moments of the support passes, (steps, channels), for `Learner.update_running`.
+    Arguments:
+        loss: mean meta-loss over tasks, scalar.
+        query_logits: (B, Q, …) after the last inner step.
+        gradients: {name: tensor} for every name of `Learner.meta_parameters`.
+        task_losses: (B,), the meta-loss of each task.
+        statistics: batch-norm moments of the support passes, (steps, channels), for `Learner.update_running`.
+
+    Example:
+        >>> MetaGradient(torch.tensor(0.5), torch.zeros(1, 2, 3), {}, torch.tensor([0.5]), {}).query_logits.shape
+        torch.Size([1, 2, 3])
     """
 
     loss: Tensor
@@ -35,52 +44,6 @@ class MetaGradient(NamedTuple):
     gradients: Parameters
     task_losses: Tensor
     statistics: Statistics
-
-
-class Predictor:
-    """An adapted task: maps queries to outputs.
-
-    By default an output depends on its own query and the support set alone, never on the other queries.
-
-    Arguments:
-        forward, parameters: the model and its adapted parameters.
-        given: statistics that normalise the queries; their own batch where None.
-
-    Example:
-        >>> import fewstep
-        >>> learner = Learner(nn.Linear(2, 3), fewstep.preset("maml"))
-        >>> predictor = learner.adapt(torch.randn(3, 2), torch.arange(3))
-        >>> predictor(torch.randn(7, 2)).shape
-        torch.Size([7, 3])
-    """
-
-    def __init__(self, forward: Functional, parameters: Parameters, given: Statistics | None):
-        self.parameters = parameters
-        self._forward, self._given = forward, given
-
-    @torch.no_grad()
-    def __call__(self, query_x: Any) -> Tensor:
-        """Outputs (Q, …) for queries (Q, …)."""
-        self._forward.train_like(None)
-        return self._forward(self.parameters, query_x, self._given)[0]
-
-
-class _Tree(nn.Module):
-    """Tensors under dotted names, so that a learner's state has `rates.blocks.0.conv.weight` as it is written."""
-
-    def __init__(self, tensors: Mapping[str, Tensor], buffers: bool = False):
-        super().__init__()
-        for name, tensor in tensors.items():
-            *path, leaf = name.split(".")
-            node: nn.Module = self
-            for part in path:
-                if part not in node._modules:
-                    node.add_module(part, _Tree({}))
-                node = node._modules[part]  # type: ignore[assignment]
-            if buffers:
-                node.register_buffer(leaf, tensor)
-            else:
-                node.register_parameter(leaf, nn.Parameter(tensor))
 
 
 class Learner(nn.Module):
@@ -126,18 +89,18 @@ class Learner(nn.Module):
             raise BadInput(f"{method.name} adapts {method.adapted}, but the model has no trainable parameter like that")
         rows = max(method.steps, 1)
         with torch.no_grad():
-            self.rates = _Tree(method.rule.rates({n: trainable[n] for n in self.adapted}, method.steps))
+            self.rates = Tree(method.rule.rates({n: trainable[n] for n in self.adapted}, method.steps))
             per_step = [n for n in norms if n not in self.adapted] if method.norm.affine == "per_step" else []
             if method.norm.affine == "per_step" and norms and not per_step:
                 raise BadInput(f"norm.affine is per_step, but {method.adapted} lets the inner loop adapt norm weights")
-            self.norm = _Tree({n: trainable[n].detach().expand(rows, *trainable[n].shape).clone() for n in per_step})
+            self.norm = Tree({n: trainable[n].detach().expand(rows, *trainable[n].shape).clone() for n in per_step})
             anchor = next(iter(model.parameters()))
             moments = {
                 f"{name}.{part}": anchor.new_full((rows, channels), float(part == "var"))
                 for name, channels in self._forward.batch_norms.items()
                 for part in ("mean", "var")
             }
-            self.running = _Tree(moments, buffers=True)
+            self.running = Tree(moments, buffers=True)
 
     # --- meta-parameters ---------------------------------------------------------------------------------------------
 

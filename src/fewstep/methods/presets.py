@@ -27,8 +27,13 @@ def maml(setting: Setting = "omniglot", shots: int = 1) -> Method:
         - The paper's code sums the loss over ways: its rates 0.4 (Omniglot 5-way, one step), 0.1 (20-way, five steps)
           and 0.01 (mini-ImageNet) are 2.0, 2.0 and 0.05 for the mean used here. On Omniglot this preset takes
           five steps of 0.1, the MAML baseline of the MAML++ paper, so that each change of MAML++ can be told apart;
-          the paper's own is `--inner-rate 2.0 --steps 1 --downsample stride --tasks 32` (20-way: `--tasks 16`).
+          the paper's own is `--inner-rate 2.0 --steps 1 --downsample stride --tasks 32` (20-way: five steps, 16 tasks).
         - Norm layers keep a weight beside the bias, with epsilon 1e-5; the paper's code has a bias only, 1e-3.
+        - Conv4 has LeakyReLU of slope 0.01 and a Xavier head where the paper's code has ReLU and, on Omniglot, a head
+          drawn from N(0, 1); on mini-ImageNet the paper has 32 filters (`--filters 32`).
+        - Evaluation takes the trained steps; the paper evaluates with 3 or 10 (`fewstep evaluate --steps 10`).
+        - Test tasks are not rotated and characters are cut 1150 / 50 / 423; the paper's code rotates them and cuts
+          1100 / 100 / 423 in an order that depends on the machine.
     """
     if setting == "sinusoid":
         return Method("maml", steps=1, rule=Sgd(0.01), recipe=Recipe(epochs=140, iterations=500, tasks=25))
@@ -72,6 +77,7 @@ def maml_plus_plus(setting: Setting = "omniglot", shots: int = 1) -> Method:
         - Adam's second decay is 0.99 as in the paper's text; the released code has 0.999.
         - The meta-loss is the mean over tasks; the paper writes a sum, which Adam does not notice.
         - Block order conv, norm, activation, pool, as in the newest released code; the paper's code had norm first.
+        - Running statistics are those of support passes; the released code mixes support and query passes into them.
     """
     tasks = 16 if setting != "mini_imagenet" else 4 if shots == 1 else 2
     return Method(
@@ -101,7 +107,10 @@ def maml_plus_plus_released(setting: Setting = "omniglot", shots: int = 1) -> Me
         - on mini-ImageNet a constant outer rate, and gradients clamped to ±10 but for the learned rates.
     Differences from the released code:
         - one rate for each trained step, where the code keeps a spare one that gets no gradient;
-        - more evaluation steps than trained reuse the last row, where the code fails.
+        - more evaluation steps than trained reuse the last row, where the code fails;
+        - running statistics are those of support passes, where the code mixes in query passes and never reads them;
+        - the data default to ink 1 on grey-scaled drawings; the code has ink 0 and nearest pixels
+          (`--invert False --resize nearest`).
     """
     mini = setting == "mini_imagenet"
     return Method(

@@ -104,6 +104,8 @@ def evaluate(
 ) -> Score:
     """Adapt to each of `count` fixed tasks and judge the queries; the learner stays as it is, bit for bit.
 
+        value = mean over tasks,   interval95 = 1.96 · std over tasks / √count
+
     Arguments:
         learner: what to evaluate. tasks: a `Tasks`, or one of its functions.
         count: tasks 0 … count−1 of the split, the same for every learner and every call.
@@ -115,7 +117,9 @@ def evaluate(
         per_query: also judge with queries normalised by the support set, where `statistics` is not that already.
 
     Raises:
-        BadInput: no tasks, an unknown split or policy, labels the model has no output for.
+        BadInput: no tasks, an unknown split or policy, labels the model has no output for, values that are not finite.
+
+    Source: the protocol of Finn, Abbeel, Levine, arXiv 1703.03400: 600 tasks, interval over tasks.
 
     Example:
         >>> import fewstep

@@ -8,7 +8,12 @@ from types import FrameType
 
 
 class Interrupted(KeyboardInterrupt):
-    """A training that was asked to stop, and has saved; the same call resumes it."""
+    """A training that was asked to stop, and has saved; the same call resumes it.
+
+    Example:
+        >>> issubclass(Interrupted, KeyboardInterrupt)
+        True
+    """
 
 
 class Stop:
