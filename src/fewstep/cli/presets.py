@@ -3,9 +3,9 @@
 import inspect
 import json
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 from fewstep.cli.choices import Preset
 from fewstep.cli.console import console
@@ -20,7 +20,7 @@ class Presets:
     Example: fewstep presets maml++
     """
 
-    preset: Positional[Preset | None] = None
+    preset: Annotated[Positional[Preset | None], arg(metavar="[NAME]", help_behavior_hint="")] = None
     """Which one to explain; all are listed if not given."""
     setting: Setting = "omniglot"
     """Whose published hyper-parameters."""
