@@ -6,6 +6,7 @@ from problems import conv_learner, images
 
 import fewstep
 from fewstep.methods import All, Matching
+from fewstep.models import Conv4
 
 HEAD = {"head.weight", "head.bias"}
 CONVS = {f"blocks.{i}.conv.{kind}" for i in range(4) for kind in ("weight", "bias")}
@@ -40,7 +41,7 @@ def test_a_pattern_that_matches_nothing():
 
 
 def test_meta_sgd_learns_a_rate_for_every_scalar():
-    learner = conv_learner(fewstep.preset("meta-sgd"))
+    learner = fewstep.Learner(Conv4(ways=3, filters=3, image_size=16), fewstep.preset("meta-sgd"))
     rates = {n: p for n, p in learner.meta_parameters().items() if n.startswith("rates.")}
     assert {n[6:] for n in rates} == CONVS | HEAD
     assert all(p.shape == learner.model.get_parameter(n[6:]).shape for n, p in rates.items())
