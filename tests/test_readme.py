@@ -13,7 +13,7 @@ BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
 def test_examples_run(block, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     exec(compile(block, "README.md", "exec"), {})
-    capsys.readouterr()
+    assert bool(capsys.readouterr().out) == ("print(" in block)
 
 
 def test_the_first_example_is_about_fifteen_lines():

@@ -95,7 +95,7 @@ def _numbers(record: dict[str, Any]) -> str:
     return f"loss {record['loss']:.4f} · {accuracy}"
 
 
-class Tasks:
+class EvaluationProgress:
     """A `watch` for `fewstep.evaluate`: a bar of tasks done, on a terminal only."""
 
     def __init__(self, total: int) -> None:
@@ -106,7 +106,7 @@ class Tasks:
         self._task = self._progress.add_task("", total=total)
         self._last = 0
 
-    def __enter__(self) -> "Tasks":
+    def __enter__(self) -> "EvaluationProgress":
         self._progress.start()
         return self
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from tyro.conf import Positional
 
-from fewstep.cli.console import Tasks, console, fraction, program
+from fewstep.cli.console import EvaluationProgress, console, fraction, program
 from fewstep.cli.machine import prepare
 from fewstep.errors import BadInput
 from fewstep.reporting.page import write_page
@@ -53,7 +53,7 @@ class Evaluate:
         if wanted < 1:
             raise BadInput(f"ensemble is {wanted}; average the logits of at least one epoch")
         size = min(wanted, len(run.best()))
-        with Tasks(self.count * (1 + (size > 1))) as watch:
+        with EvaluationProgress(self.count * (1 + (size > 1))) as watch:
             single = evaluate(learner, tasks, self.count, **options, watch=watch)
             many = None
             if size > 1:

@@ -1,6 +1,6 @@
 """`Experiment`: everything a training is asked for, as one record that a run directory keeps and a page can show."""
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -168,5 +168,5 @@ def load_run(directory: str | Path, data_dir: str | None = None) -> tuple[Learne
     record = run.config.get("experiment")
     if record is None:
         raise BadInput(f"{directory} was trained from Python: rebuild its learner there, then use Run.load")
-    learner, tasks = Experiment.from_json({**record, "data_dir": data_dir}).build()
+    learner, tasks = replace(Experiment.from_json(record), data_dir=data_dir).build()
     return run.load(learner), tasks
