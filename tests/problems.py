@@ -1,10 +1,19 @@
 """Small problems that the tests share."""
 
+from dataclasses import fields
+
 import torch
 import torch.nn.functional as F
 
 import fewstep
+from fewstep.methods import SecondOrder
 from fewstep.models import MLP, Conv4
+
+
+def exact(method):
+    """The method with nothing taken as a constant: its meta-gradient is the derivative of its meta-loss."""
+    parts = [f.name for f in fields(method) if hasattr(getattr(method, f.name), "detached")]
+    return method.replace(order=SecondOrder(), sharpness__outer=0.0, **{f"{part}__detached": False for part in parts})
 
 
 def images(tasks=2, ways=3, shots=2, queries=2, size=16, channels=1, dtype=torch.float64, seed=0):

@@ -57,8 +57,8 @@ def _parts(batch: TaskBatch) -> tuple:
 def _task_loss(
     inner: InnerLoop, plan: Plan, meta: Meta, gradient: Gradient, sx: Any, sy: Tensor, qx: Any, qy: Tensor
 ) -> tuple[Tensor, Outcome]:
-    """Σ_i w_i L_query(θ_{i+1}) of one task; a query pass only where a weight asks for one."""
-    steps = inner.method.steps
+    """Σ_i w_i meta_loss(θ_{i+1}) of one task; a query pass only where a weight asks for one."""
+    steps, meta_loss = inner.method.steps, inner.method.meta_loss
     total: Any = 0.0
     seen: list[Statistics] = []
     for state in inner.adapt(meta, sx, sy, steps, gradient):
@@ -70,7 +70,8 @@ def _task_loss(
         if weight or state.step == steps:
             logits = inner.predict(meta, state, sx, qx)
             if weight:
-                total = total + weight * inner.loss(logits, qy)
+                fast = {name: state.parameters[name] for name in inner.adapted}
+                total = total + weight * meta_loss(inner.loss(logits, qy), meta.model, fast)
     by_step = {
         name: Moments(*(torch.stack([getattr(s[name], part) for s in seen]).detach() for part in ("mean", "var")))
         for name in (seen[0] if seen else {})

@@ -1,5 +1,6 @@
 """Methods: the record, its parts, and the presets made of them."""
 
+from fewstep.methods.meta_losses import Distance, QueryLoss
 from fewstep.methods.method import Method, differences, from_json, to_json
 from fewstep.methods.parts import All, AllButNorm, Body, Head, Matching, Norm, Outer, Recipe
 from fewstep.methods.presets import PRESETS, Setting, preset, preset_names
@@ -11,6 +12,7 @@ from fewstep.methods.schedules import (
     FirstOrder,
     FirstThenSecond,
     LastStep,
+    Linear,
     SecondOrder,
     Uniform,
 )
@@ -24,16 +26,19 @@ __all__ = [
     "Body",
     "Constant",
     "Cosine",
+    "Distance",
     "FirstOrder",
     "FirstThenSecond",
     "Head",
     "LastStep",
+    "Linear",
     "Matching",
     "Method",
     "Norm",
     "Outer",
     "PerLayerPerStep",
     "PerParameter",
+    "QueryLoss",
     "Recipe",
     "Rule",
     "SecondOrder",

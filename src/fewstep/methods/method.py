@@ -1,11 +1,11 @@
-"""`Method`: seven orthogonal choices, and the difference of two methods."""
+"""`Method`: orthogonal choices, and the difference of two methods."""
 
 import dataclasses
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 from fewstep.errors import BadInput, unknown
-from fewstep.methods import parts, rules, schedules
+from fewstep.methods import meta_losses, parts, rules, schedules
 from fewstep.methods.sharpness import Sharpness
 
 PARTS: dict[str, type] = {
@@ -13,7 +13,8 @@ PARTS: dict[str, type] = {
     for kind in (
         *(rules.Sgd, rules.PerParameter, rules.PerLayerPerStep, Sharpness),
         *(schedules.SecondOrder, schedules.FirstOrder, schedules.FirstThenSecond),
-        *(schedules.LastStep, schedules.Uniform, schedules.Annealed, schedules.Constant, schedules.Cosine),
+        *(schedules.LastStep, schedules.Uniform, schedules.Annealed),
+        *(schedules.Constant, schedules.Cosine, schedules.Linear, meta_losses.QueryLoss, meta_losses.Distance),
         *(parts.All, parts.AllButNorm, parts.Head, parts.Body, parts.Matching, parts.Norm, parts.Outer, parts.Recipe),
     )
 }
@@ -24,7 +25,7 @@ class Method:
     """A gradient-based meta-learning algorithm, as a record of its parts.
 
         θ_{i+1} = rule(θ_i, ∇L_support(θ_i))  on the adapted parameters, i = 0 … steps−1
-        meta-loss = mean over tasks of Σ_i w_i(p) L_query(θ_{i+1}),   outer step on its gradient of order `order(p)`
+        meta-loss = mean over tasks of Σ_i w_i(p) meta_loss(θ_{i+1}),   outer step on its gradient of order `order(p)`
 
     Arguments:
         name: what results and reports call it; nothing depends on it.
@@ -32,7 +33,8 @@ class Method:
         rule: the inner update and the rates it learns.
         adapted: which parameters the inner loop updates.
         order: derivative order of the meta-gradient, by progress.
-        step_weights: weights of the query losses after each inner step, by progress.
+        step_weights: weights of the meta-losses after each inner step, by progress.
+        meta_loss: what the outer loop makes smaller: the query loss, or the distance to the adapted weights.
         norm: per-step or shared affine weights; which statistics.
         sharpness: radii of perturbations at the inner and outer loop.
         outer: optimiser, its schedule, gradient clamp.
@@ -53,6 +55,7 @@ class Method:
     adapted: parts.Adapted = field(default_factory=parts.AllButNorm)
     order: schedules.OrderSchedule = field(default_factory=schedules.SecondOrder)
     step_weights: schedules.StepWeights = field(default_factory=schedules.LastStep)
+    meta_loss: meta_losses.MetaLoss = field(default_factory=meta_losses.QueryLoss)
     norm: parts.Norm = field(default_factory=parts.Norm)
     sharpness: Sharpness = field(default_factory=Sharpness)
     outer: parts.Outer = field(default_factory=parts.Outer)

@@ -13,6 +13,7 @@ from fewstep.methods.schedules import Constant, RateSchedule
 
 Statistics = Literal["batch", "running", "support"]
 Affine = Literal["shared", "per_step"]
+Optimiser = Literal["adam", "sgd"]
 
 
 class Adapted(Protocol):
@@ -135,13 +136,17 @@ class Norm:
 
 @dataclass(frozen=True)
 class Outer:
-    """The outer step: Adam on the meta-gradient.
+    """The outer step: an optimiser on the meta-gradient.
 
     Arguments:
         rate: schedule of the outer learning rate.
         betas: Adam's decay rates of the first and second moment.
+        optimiser: `adam`, or `sgd`: meta ← meta − rate · gradient.
         clamp: clamp every entry of the gradients of the model's and norms' tensors to [−clamp, clamp]; learned rates
             are left alone (the released MAML and MAML++ do this with 10 on mini-ImageNet).
+
+    Raises:
+        BadInput: a clamp that is not positive, an unknown optimiser.
 
     Example:
         >>> Outer(clamp=10.0).clamped({"model.w": torch.tensor(20.0), "rates.w": torch.tensor(20.0)})
@@ -151,12 +156,17 @@ class Outer:
     rate: RateSchedule = field(default_factory=Constant)
     betas: tuple[float, float] = (0.9, 0.999)
     clamp: float | None = None
+    optimiser: Optimiser = "adam"
 
     def __post_init__(self) -> None:
+        if self.optimiser not in get_args(Optimiser):
+            raise unknown("outer.optimiser", self.optimiser, get_args(Optimiser))
         if self.clamp is not None and not self.clamp > 0:
             raise BadInput(f"outer.clamp is {self.clamp}; it must be positive, or none")
 
-    def optimizer(self, meta_parameters: dict[str, Tensor]) -> torch.optim.Adam:
+    def optimizer(self, meta_parameters: dict[str, Tensor]) -> torch.optim.Optimizer:
+        if self.optimiser == "sgd":
+            return torch.optim.SGD(meta_parameters.values(), lr=self.rate(0.0))
         return torch.optim.Adam(meta_parameters.values(), lr=self.rate(0.0), betas=self.betas)
 
     def clamped(self, gradients: dict[str, Tensor]) -> dict[str, Tensor]:

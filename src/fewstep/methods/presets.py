@@ -8,10 +8,11 @@ from collections.abc import Callable
 from typing import Any, Literal, get_args
 
 from fewstep.errors import unknown
+from fewstep.methods.meta_losses import Distance
 from fewstep.methods.method import Method
-from fewstep.methods.parts import Body, Head, Norm, Outer, Recipe
+from fewstep.methods.parts import All, Body, Head, Norm, Outer, Recipe
 from fewstep.methods.rules import PerLayerPerStep, PerParameter, Sgd
-from fewstep.methods.schedules import Annealed, Constant, Cosine, FirstOrder, FirstThenSecond
+from fewstep.methods.schedules import Annealed, Constant, Cosine, FirstOrder, FirstThenSecond, Linear
 
 Setting = Literal["omniglot", "mini_imagenet", "sinusoid"]
 
@@ -163,6 +164,31 @@ def meta_sgd(setting: Setting = "omniglot", shots: int = 1) -> Method:
     return maml(setting, shots).replace(name="meta-sgd", steps=1, rule=PerParameter(0.005, 0.1))
 
 
+def reptile(setting: Setting = "omniglot", shots: int = 1) -> Method:  # noqa: ARG001 - one signature
+    """Reptile: move the initialisation towards where a few inner steps lead; needs no query labels in training.
+
+        θ ← θ + β(p) mean_tasks (θ_N − θ),     β(p) = 1 − p
+
+    Paper: Nichol, Achiam, Schulman, "On First-Order Meta-Learning Algorithms", arXiv 1803.02999.
+
+    Differences:
+        - The inner loop is gradient descent on the whole support set, with the rates of `maml` and norm weights
+          included; the released code runs Adam (first decay zero, its state carried from task to task) on minibatches
+          of 10 to 15 images a class, more than the shots it evaluates with, and takes 50 steps at evaluation
+          (`fewstep evaluate --steps 50`).
+    """
+    rate = {"sinusoid": 0.01, "mini_imagenet": 0.05, "omniglot": 0.1}[setting]
+    return Method(
+        "reptile",
+        rule=Sgd(rate),
+        adapted=All(),
+        order=FirstOrder(),
+        meta_loss=Distance(),
+        outer=Outer(rate=Linear(1.0, 0.0), optimiser="sgd"),
+        recipe=Recipe(epochs=200, iterations=500, tasks=5),
+    )
+
+
 def sam(setting: Setting = "omniglot", shots: int = 1) -> Method:
     """Sharpness-aware minimisation of an ordinary network: no inner step, the gradient at the worst nearby point.
 
@@ -237,6 +263,7 @@ PRESETS: dict[str, Callable[[Setting, int], Method]] = {
     "meta-sgd": meta_sgd,
     "maml++": maml_plus_plus,
     "maml++-released": maml_plus_plus_released,
+    "reptile": reptile,
     "sam": sam,
     "sharp-maml-low": sharp_maml_low,
     "sharp-maml-up": sharp_maml_up,

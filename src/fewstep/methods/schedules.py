@@ -209,3 +209,27 @@ class Cosine:
     def __call__(self, progress: float) -> float:
         swing = 1 + math.cos(math.pi * _cut(progress, self.levels))
         return self.minimum + (self.maximum - self.minimum) * swing / 2
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A straight line of the outer rate (Reptile, arXiv 1803.02999).
+
+        β(p) = (1 − p) β_start + p β_end
+
+    Arguments:
+        start, end: the outer rate at p = 0 and at p = 1.
+
+    Example:
+        >>> Linear(1.0, 0.0)(0.25)
+        0.75
+    """
+
+    start: float = 1.0
+    end: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_rates(self, None, self.start, self.end)
+
+    def __call__(self, progress: float) -> float:
+        return (1 - progress) * self.start + progress * self.end

@@ -167,7 +167,7 @@ def train(
     return run
 
 
-def _outer_step(optimizer: torch.optim.Adam, parameters: dict, gradients: dict[str, Tensor], rate: float) -> None:
+def _outer_step(optimizer: torch.optim.Optimizer, parameters: dict, gradients: dict[str, Tensor], rate: float) -> None:
     for name, parameter in parameters.items():
         parameter.grad = gradients[name]
     for group in optimizer.param_groups:
@@ -225,7 +225,7 @@ def _validate(
     say("validation", record)
 
 
-def _save(run: Run, learner: Learner, optimizer: torch.optim.Adam, state: State) -> None:
+def _save(run: Run, learner: Learner, optimizer: torch.optim.Optimizer, state: State) -> None:
     names = list(learner.meta_parameters())
     tensors = with_prefix("learner.", learner.state_dict())
     tensors |= with_prefix("optimizer.", optimizer_tensors(optimizer, names))
@@ -235,7 +235,7 @@ def _save(run: Run, learner: Learner, optimizer: torch.optim.Adam, state: State)
         path.unlink()  # only now: the checkpoint that names the best ones is on the disk
 
 
-def _restore(run: Run, learner: Learner, optimizer: torch.optim.Adam) -> State:
+def _restore(run: Run, learner: Learner, optimizer: torch.optim.Optimizer) -> State:
     tensors, record = load_checkpoint(run.last)
     restore_module(learner, without_prefix("learner.", tensors), run.last)
     restore_optimizer(optimizer, list(learner.meta_parameters()), without_prefix("optimizer.", tensors))
