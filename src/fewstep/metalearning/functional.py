@@ -5,8 +5,10 @@ device, and every batch norm is exchanged for one whose statistics are values, p
 the user's model is ever mutated, and any `nn.Module` qualifies.
 """
 
+import contextlib
 import copy
 import itertools
+import threading
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +16,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fewstep.errors import BadInput
+from fewstep.metalearning.attention import AttentionWatch, math_attention
+from fewstep.metalearning.second_derivative import SecondDerivativeProbe
 from fewstep.models.batch_norm import apply_statistics, batch_statistics, normalise
 
 NORMS = (_BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.modules.instancenorm._InstanceNorm, nn.RMSNorm)
@@ -96,6 +100,14 @@ class Functional:
                 self.twin.set_submodule(name, norm)
                 self.batch_norms[norm.name] = module.num_features
         self._norms = list(exchanged.values())
+        self._attention: bool | None = None  # whether the model has any; found out at the first call
+        self._lock = threading.RLock()  # a call swaps the twin's tensors: one thread at a time
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=threading.RLock())
 
     def train_like(self, model: nn.Module | None) -> None:
         """Dropout and the like behave as in `model`, or as in evaluation where it is None."""
@@ -121,11 +133,28 @@ class Functional:
             differentiable: let gradients flow through the statistics that come back.
         """
         seen: Statistics = {}
-        for norm in self._norms:
-            norm.given, norm.seen, norm.differentiable = given, seen, differentiable
-        try:
-            output = torch.func.functional_call(self.twin, parameters, x if isinstance(x, tuple) else (x,))
-        finally:
+        inputs = x if isinstance(x, tuple) else (x,)
+        with self._lock, contextlib.ExitStack() as kernels:
+            if self._attention is not False:
+                kernels.enter_context(math_attention())
+            watch = kernels.enter_context(AttentionWatch()) if self._attention is None else None
             for norm in self._norms:
-                norm.given, norm.seen = None, {}  # keep no tensor of a task alive
+                norm.given, norm.seen, norm.differentiable = given, seen, differentiable
+            try:
+                output = torch.func.functional_call(self.twin, parameters, inputs)
+            finally:
+                for norm in self._norms:
+                    norm.given, norm.seen = None, {}  # keep no tensor of a task alive
+            if watch:
+                self._attention = watch.seen
         return output, seen
+
+    def not_twice_differentiable(self, parameters: dict[str, Tensor], x: Any) -> str | None:
+        """The innermost layer that torch cannot differentiate twice, with the reason; None where there is none."""
+        leaves = {n: p.detach().requires_grad_(p.is_floating_point()) for n, p in parameters.items()}
+        with self._lock, SecondDerivativeProbe(self.twin) as probe:
+            self(leaves, x)
+        if not probe.found:
+            return None
+        name, kind, reason = probe.found
+        return f"layer {name} ({kind}): {reason}" if name else f"{kind}: {reason}"

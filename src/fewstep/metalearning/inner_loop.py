@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fewstep.metalearning.functional import Functional, Moments, Statistics
+from fewstep.metalearning.randomness import rewinder
 from fewstep.methods import Method
 from fewstep.methods.rules import row
 
@@ -107,8 +108,10 @@ class InnerLoop(NamedTuple):
                 output, seen = self.forward(view | fast, x, given)
                 return self.loss(output, y), seen
 
+            rewind = rewinder(y.device) if self.sharp and self.method.sharpness.inner else None
             gradients, loss, seen = gradient(support_loss, fast)
-            if self.sharp and self.method.sharpness.inner:
+            if rewind:
+                rewind()  # dropout drops the same units at both points
                 gradients = self._at_the_worst_point(support_loss, fast, gradients, gradient)
             fast = self.method.rule.update(fast, gradients, meta.rates, step)
             # A query pass after update i sees the same row i as the support pass before it.

@@ -12,6 +12,7 @@ from fewstep.metalearning.functional import Functional, Moments, Statistics, nor
 from fewstep.metalearning.inner_loop import InnerLoop, Loss, Meta, Parameters, first_order
 from fewstep.metalearning.meta_gradient import STRATEGIES, Plan, Result
 from fewstep.metalearning.predictor import Predictor
+from fewstep.metalearning.randomness import rewinder
 from fewstep.metalearning.tree import Tree
 from fewstep.methods import Method
 from fewstep.methods.parts import Statistics as StatisticsPolicy
@@ -94,13 +95,18 @@ class Learner(nn.Module):
             if method.norm.affine == "per_step" and norms and not per_step:
                 raise BadInput(f"norm.affine is per_step, but {method.adapted} lets the inner loop adapt norm weights")
             self.norm = Tree({n: trainable[n].detach().expand(rows, *trainable[n].shape).clone() for n in per_step})
-            anchor = next(iter(model.parameters()))
-            moments = {
-                f"{name}.{part}": anchor.new_full((rows, channels), float(part == "var"))
-                for name, channels in self._forward.batch_norms.items()
-                for part in ("mean", "var")
-            }
-            self.running = Tree(moments, buffers=True)
+            self.running = Tree(self._initial_moments(rows), buffers=True)
+
+    def _initial_moments(self, rows: int) -> Parameters:
+        """Running statistics of every inner step: those the model has, or zeros and ones."""
+        anchor, moments = next(iter(self.model.parameters())), {}
+        for name, channels in self._forward.batch_norms.items():
+            norm = self.model.get_submodule(name)
+            for part, empty in (("mean", 0.0), ("var", 1.0)):
+                own = getattr(norm, f"running_{part}")
+                start = anchor.new_full((channels,), empty) if own is None else own.detach()
+                moments[f"{name}.{part}"] = start.expand(rows, channels).clone()
+        return moments
 
     # --- meta-parameters ---------------------------------------------------------------------------------------------
 
@@ -165,7 +171,8 @@ class Learner(nn.Module):
             strategy: overrides the learner's.
 
         Raises:
-            BadInput: labels the model has no output for; a model that vmap cannot take under `vectorized`.
+            BadInput: labels the model has no output for; a model that vmap cannot take under `vectorized`; a layer
+                without a second derivative under second order.
         """
         self.check(tree_map(lambda t: t[0], batch.support_x), batch.support_y)
         plan = Plan(self.method.order(progress), self.method.step_weights(progress, self.method.steps))
@@ -174,20 +181,35 @@ class Learner(nn.Module):
         inner, sharpness = self.inner_loop(policy, sharp=True), self.method.sharpness
 
         def run(strategy: str) -> Result:
-            state = torch.get_rng_state()
-            result = STRATEGIES[strategy](inner, plan, learned, self._whole, batch)
+            rewind = rewinder(self.device)
+            try:
+                result = STRATEGIES[strategy](inner, plan, learned, self._whole, batch)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:
+                self._explain(error, plan, batch)
+                raise
             if not sharpness.outer:
                 return result
             weights = {n: p.detach() for n, p in learned.items() if not n.startswith("rates.")}
             epsilon = sharpness.perturbation(weights, {n: result[0][n] for n in weights}, sharpness.outer)
             perturbed = learned | {n: weight + epsilon[n] for n, weight in weights.items()}
-            torch.set_rng_state(state)  # dropout and the like drop the same in both passes
+            rewind()  # dropout and the like drop the same in both passes
             return STRATEGIES[strategy](inner, plan, perturbed, self._whole, batch)
 
         learned: Parameters = dict(self.meta_parameters())
         gradients, outcome = self.by_strategy(batch, strategy, run)
         statistics = {n: Moments(m.mean.mean(0), m.var.mean(0)) for n, m in outcome.statistics.items()}
         return MetaGradient(outcome.loss.mean(), outcome.query_logits, gradients, outcome.loss, statistics)
+
+    def _explain(self, error: RuntimeError, plan: Plan, batch: TaskBatch) -> None:
+        """Raise BadInput where an error comes from a layer without a second derivative."""
+        first = tree_map(lambda t: t[0], batch.support_x)
+        if plan.order == "second" and (layer := self._forward.not_twice_differentiable(self.frozen().model, first)):
+            raise BadInput(
+                f"second order needs second derivatives, which torch lacks for {layer}: take first order (`fomaml`, "
+                "--order first), adapt only layers after it (`anil`, Matching), or exchange the layer"
+            ) from error
 
     @torch.no_grad()
     def update_running(self, statistics: Statistics) -> None:
