@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: help quickstart test test-slow lint bench clean
+.PHONY: help quickstart test test-slow lint bench docs clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -36,6 +36,9 @@ lint: $(READY)  ## lint and types alone
 
 bench: $(READY)  ## seconds of an outer step on the workloads, and the share of sampling
 	@$(BIN)/python -m benchmarks
+
+docs: $(READY)  ## write docs/methods.md anew from the presets and measured results
+	@$(BIN)/python docs/build.py
 
 clean:  ## remove the environment and caches, keep runs
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
