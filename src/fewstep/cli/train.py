@@ -51,8 +51,8 @@ class Train:
     """Tasks of each validation (600)."""
     threads: Annotated[int | None, N] = None
     """Processor threads."""
-    strategy: Annotated[Literal["auto", "loop", "vectorized"], NAME] = "auto"
-    """auto, loop or vectorized: equal results."""
+    strategy: Annotated[Literal["auto", "loop", "vectorized", "recompute"], NAME] = "auto"
+    """auto, loop, vectorized or recompute: equal results."""
     data: Annotated[str, NAME] = "strokes"
     """omniglot, sinusoid or strokes (strokes)."""
     data_dir: Annotated[str | None, PATH] = None

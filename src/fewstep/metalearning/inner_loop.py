@@ -93,29 +93,36 @@ class InnerLoop(NamedTuple):
     statistics: str
     sharp: bool = True
 
-    def adapt(self, meta: Meta, x: Any, y: Tensor, steps: int, gradient: Gradient) -> Iterator[Adaptation]:
-        """The task's state after 0, 1, … `steps` inner steps on its support set.
+    def start(self, meta: Meta) -> Adaptation:
+        """The task before any inner step."""
+        return Adaptation(0, at_step(meta, 0) | {name: meta.model[name] for name in self.adapted}, None, {})
+
+    def advance(self, meta: Meta, state: Adaptation, x: Any, y: Tensor, gradient: Gradient) -> Adaptation:
+        """The task one inner step on.
 
         θ_{i+1} = rule(θ_i, ∇L_support(θ_i; row i of every per-step part))
         """
-        fast = {name: meta.model[name] for name in self.adapted}
-        yield Adaptation(0, at_step(meta, 0) | fast, None, {})
-        for step in range(steps):
-            view = at_step(meta, step)
-            given = running_at(meta, step) if self.statistics == "running" else None
+        view, fast = at_step(meta, state.step), {name: state.parameters[name] for name in self.adapted}
+        given = running_at(meta, state.step) if self.statistics == "running" else None
 
-            def support_loss(fast: Parameters, view=view, given=given) -> tuple[Tensor, Statistics]:
-                output, seen = self.forward(view | fast, x, given)
-                return self.loss(output, y), seen
+        def support_loss(fast: Parameters) -> tuple[Tensor, Statistics]:
+            output, seen = self.forward(view | fast, x, given)
+            return self.loss(output, y), seen
 
-            rewind = rewinder(y.device) if self.sharp and self.method.sharpness.inner else None
-            gradients, loss, seen = gradient(support_loss, fast)
-            if rewind:
-                rewind()  # dropout drops the same units at both points
-                gradients = self._at_the_worst_point(support_loss, fast, gradients, gradient)
-            fast = self.method.rule.update(fast, gradients, meta.rates, step)
-            # A query pass after update i sees the same row i as the support pass before it.
-            yield Adaptation(step + 1, view | fast, loss, seen)
+        rewind = rewinder(y.device) if self.sharp and self.method.sharpness.inner else None
+        gradients, loss, seen = gradient(support_loss, fast)
+        if rewind:
+            rewind()  # dropout drops the same units at both points
+            gradients = self._at_the_worst_point(support_loss, fast, gradients, gradient)
+        fast = self.method.rule.update(fast, gradients, meta.rates, state.step)
+        # A query pass after update i sees the same row i as the support pass before it.
+        return Adaptation(state.step + 1, view | fast, loss, seen)
+
+    def adapt(self, meta: Meta, x: Any, y: Tensor, steps: int, gradient: Gradient) -> Iterator[Adaptation]:
+        """The task's state after 0, 1, … `steps` inner steps on its support set."""
+        yield (state := self.start(meta))
+        for _ in range(steps):
+            yield (state := self.advance(meta, state, x, y, gradient))
 
     def _at_the_worst_point(
         self, support_loss: Callable, fast: Parameters, gradients: Parameters, gradient: Gradient

@@ -10,9 +10,10 @@ from torch.utils._pytree import tree_map
 from fewstep.errors import BadInput, unknown
 from fewstep.metalearning.functional import Functional, Moments, Statistics, norm_parameters
 from fewstep.metalearning.inner_loop import InnerLoop, Loss, Meta, Parameters, first_order
-from fewstep.metalearning.meta_gradient import STRATEGIES, Plan, Result
+from fewstep.metalearning.meta_gradient import Plan, Result
 from fewstep.metalearning.predictor import Predictor
 from fewstep.metalearning.randomness import rewinder
+from fewstep.metalearning.strategies import STRATEGIES
 from fewstep.metalearning.tree import Tree
 from fewstep.methods import Method
 from fewstep.methods.parts import Statistics as StatisticsPolicy
@@ -57,7 +58,8 @@ class Learner(nn.Module):
             weights that the method learns for each step).
         method: a `Method`, see `fewstep.preset`.
         loss: (output, target) → scalar mean, such as `F.cross_entropy` or `F.mse_loss`.
-        strategy: `loop` (task by task), `vectorized` (all tasks at once) or `auto` (chosen by measured size).
+        strategy: `loop` (task by task), `vectorized` (all tasks at once), `recompute` (task by task, with memory flat
+            in the inner steps) or `auto` (the faster of the first two, by measured size). Results are equal.
 
     Raises:
         BadInput: nothing to adapt, an unknown strategy, labels that the model has no output for.

@@ -2,7 +2,8 @@
 
     meta-loss(meta) = (1/B) Σ_b Σ_i w_i L(query_b; θ_{i+1}^b)
 
-`loop` goes task by task with plain autograd; `vectorized` takes all tasks at once. The gradient is taken for each task
+`loop` goes task by task with plain autograd; `vectorized` takes all tasks at once; `recompute`, in a file of its own,
+keeps one inner step's graph at a time. The gradient is taken for each task
 inside the vmap, then averaged: differentiating the mean of a vmapped loss instead is silently wrong in second order
 where built-in norm layers have adapted weights.
 """
@@ -50,8 +51,16 @@ Whole = Callable[[Parameters], Meta]  # learned tensors, by meta-parameter name 
 Result = tuple[Parameters, Outcome]  # mean gradients by meta-parameter name; outcomes with a leading task axis
 
 
-def _parts(batch: TaskBatch) -> tuple:
+def parts_of(batch: TaskBatch) -> tuple:
     return batch.support_x, batch.support_y, batch.query_x, batch.query_y
+
+
+def stacked(seen: Sequence[Statistics]) -> Statistics:
+    """Statistics of the inner steps, (steps, channels) each."""
+    return {
+        name: Moments(*(torch.stack([getattr(s[name], part) for s in seen]).detach() for part in ("mean", "var")))
+        for name in (seen[0] if seen else {})
+    }
 
 
 def _task_loss(
@@ -72,11 +81,7 @@ def _task_loss(
             if weight:
                 fast = {name: state.parameters[name] for name in inner.adapted}
                 total = total + weight * meta_loss(inner.loss(logits, qy), meta.model, fast)
-    by_step = {
-        name: Moments(*(torch.stack([getattr(s[name], part) for s in seen]).detach() for part in ("mean", "var")))
-        for name in (seen[0] if seen else {})
-    }
-    return total, Outcome(total.detach(), logits.detach(), by_step)
+    return total, Outcome(total.detach(), logits.detach(), stacked(seen))
 
 
 def loop(inner: InnerLoop, plan: Plan, learned: Parameters, whole: Whole, batch: TaskBatch) -> Result:
@@ -86,7 +91,7 @@ def loop(inner: InnerLoop, plan: Plan, learned: Parameters, whole: Whole, batch:
     sums: list[Tensor] = [torch.zeros_like(leaf) for leaf in leaves.values()]
     outcomes = []
     for index in range(len(batch)):
-        task = tree_map(lambda t, index=index: t[index], _parts(batch))
+        task = tree_map(lambda t, index=index: t[index], parts_of(batch))
         loss, outcome = _task_loss(inner, plan, whole(leaves), gradient, *task)  # own buffers for every task
         gradients = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
         sums = [a.add_(b) for a, b in zip(sums, gradients, strict=True)]
@@ -104,8 +109,5 @@ def vectorized(inner: InnerLoop, plan: Plan, learned: Parameters, whole: Whole, 
 
     per_task = torch.func.grad_and_value(task, has_aux=True)
     mapped = torch.func.vmap(per_task, in_dims=(None, 0, 0, 0, 0), randomness="different")
-    gradients, (_, outcomes) = mapped({name: t.detach() for name, t in learned.items()}, *_parts(batch))
+    gradients, (_, outcomes) = mapped({name: t.detach() for name, t in learned.items()}, *parts_of(batch))
     return tree_map(lambda g: g.mean(0), gradients), outcomes
-
-
-STRATEGIES = {"loop": loop, "vectorized": vectorized}
