@@ -1,4 +1,4 @@
-"""The meta-gradients of MAML, FOMAML and MAML++ written plainly from the equations, to check the library against."""
+"""The meta-gradient and the outer step of MAML++ written plainly from the equations, to check the library against."""
 
 import math
 
@@ -13,76 +13,44 @@ def batch_norm(x, weight, bias, eps=1e-5):
     return weight.view(1, -1, 1, 1) * (x - mean) / torch.sqrt(variance + eps) + bias.view(1, -1, 1, 1)
 
 
-def conv4_forward(p, x, norms, negative_slope=0.01, stages=4, downsample="max_pool"):
-    """Blocks of convolution, norm, leaky ReLU and downsampling ("max_pool" or "stride"), then a linear head."""
+def conv4_forward(p, x, norms, negative_slope=0.01, stages=4):
+    """Blocks of convolution, norm, leaky ReLU and max-pooling, then a linear head."""
     for i in range(stages):
-        stride = 1 if downsample == "max_pool" else 2
-        x = F.conv2d(x, p[f"blocks.{i}.conv.weight"], p[f"blocks.{i}.conv.bias"], stride=stride, padding=1)
-        if norms:
-            x = batch_norm(x, norms[f"blocks.{i}.norm.weight"], norms[f"blocks.{i}.norm.bias"])
-        x = F.leaky_relu(x, negative_slope)
-        if downsample == "max_pool":
-            x = F.max_pool2d(x, 2)
-    x = x.flatten(1) if downsample == "max_pool" else x.mean(dim=(2, 3))
-    return F.linear(x, p["head.weight"], p["head.bias"])
+        x = F.conv2d(x, p[f"blocks.{i}.conv.weight"], p[f"blocks.{i}.conv.bias"], padding=1)
+        x = batch_norm(x, norms[f"blocks.{i}.norm.weight"], norms[f"blocks.{i}.norm.bias"])
+        x = F.max_pool2d(F.leaky_relu(x, negative_slope), 2)
+    return F.linear(x.flatten(1), p["head.weight"], p["head.bias"])
 
 
-def mlp_forward(p, x, norms=None):  # noqa: ARG001 (every forward takes p, x, norms)
-    """Linear layers with ReLU after each, then a linear head."""
-    i = 0
-    while f"layers.{i}.weight" in p:
-        x = F.relu(F.linear(x, p[f"layers.{i}.weight"], p[f"layers.{i}.bias"]))
-        i += 1
-    return F.linear(x, p["head.weight"], p["head.bias"])
-
-
-def meta_gradient(
-    forward, parameters, norms, rates, batch, *, steps, second_order, step_weights, loss, per_step_norm=False
-):
+def meta_gradient(forward, parameters, norms, rates, batch, *, second_order, step_weights, loss):
     """Mean over tasks of Σᵢ wᵢ L_query(θᵢ₊₁), with θᵢ₊₁ = θᵢ − rateᵢ ∇L_support(θᵢ); returns loss, logits, gradients.
 
-    `forward(p, x, norms)` gives the logits. Norm affines are never adapted: (C,) tensors shared by the steps, or
-    (steps, C) tensors whose row i serves the support pass before update i and the query pass after it. `rates` is a
-    number or a dict of learned (steps,) tensors, one per parameter. The logits are those after the last update, of
-    shape (tasks, queries, ways). First order takes the inner gradients as constants. The gradients are named
-    "model.<parameter or shared norm>", "norm.<per-step norm>" and "rates.<parameter>", zero where nothing arrives.
+    `forward(p, x, norms)` gives the logits. Norm affines are never adapted: (steps, C) tensors whose row i serves the
+    support pass before update i and the query pass after it. `rates` has a (steps,) tensor for each parameter. The
+    logits are those after the last update, of shape (tasks, queries, ways). First order takes the inner gradients as
+    constants. The gradients are named "model.<parameter>", "norm.<norm>" and "rates.<parameter>", zero where nothing
+    arrives.
     """
-    assert len(step_weights) == max(steps, 1)
-
-    def leaf(tensor):
-        return tensor.detach().clone().requires_grad_()
-
-    initial = {name: leaf(t) for name, t in parameters.items()}
-    norms = {name: leaf(t) for name, t in (norms or {}).items()}
-    learned = isinstance(rates, dict)
-    rates = {name: leaf(t) for name, t in rates.items()} if learned else rates
-
-    meta = {f"model.{name}": t for name, t in initial.items()}
-    meta |= {f"{'norm' if per_step_norm else 'model'}.{name}": t for name, t in norms.items()}
-    meta |= {f"rates.{name}": t for name, t in rates.items()} if learned else {}
-
-    def affine(i):
-        return {name: t[i] for name, t in norms.items()} if per_step_norm else norms
-
+    meta = {f"model.{name}": t for name, t in parameters.items()}
+    meta |= {f"norm.{name}": t for name, t in norms.items()}
+    meta |= {f"rates.{name}": t for name, t in rates.items()}
+    meta = {name: t.detach().clone().requires_grad_() for name, t in meta.items()}
     tasks = len(batch[0])
     mean_loss, all_logits = 0.0, []
     gradients = {name: torch.zeros_like(t) for name, t in meta.items()}
     for support_x, support_y, query_x, query_y in zip(*batch, strict=True):
-        theta = initial
+        theta = {name: meta[f"model.{name}"] for name in parameters}
         task_loss = 0.0
-        if steps == 0:
-            logits = forward(theta, query_x, affine(0))
-            task_loss = step_weights[0] * loss(logits, query_y)
-        for i in range(steps):
-            support_loss = loss(forward(theta, support_x, affine(i)), support_y)
+        for i, weight in enumerate(step_weights):
+            affine = {name: meta[f"norm.{name}"][i] for name in norms}
+            support_loss = loss(forward(theta, support_x, affine), support_y)
             inner = torch.autograd.grad(support_loss, list(theta.values()), create_graph=second_order)
             updated = {}
             for (name, value), gradient in zip(theta.items(), inner, strict=True):
-                rate = rates[name][i] if learned else rates
-                updated[name] = value - rate * gradient
+                updated[name] = value - meta[f"rates.{name}"][i] * gradient
             theta = updated
-            logits = forward(theta, query_x, affine(i))
-            task_loss = task_loss + step_weights[i] * loss(logits, query_y)
+            logits = forward(theta, query_x, affine)
+            task_loss = task_loss + weight * loss(logits, query_y)
         outer = torch.autograd.grad(task_loss, list(meta.values()), allow_unused=True)
         for name, gradient in zip(meta, outer, strict=True):
             if gradient is not None:
@@ -134,8 +102,8 @@ def released_iteration(
         part, rest = name.split(".", 1)
         parts[part][rest] = t
     _, _, gradients = meta_gradient(
-        forward, parts["model"], parts["norm"], parts["rates"], batch, steps=steps, second_order=True,
-        step_weights=step_weights(epoch, steps, loss_epochs), loss=loss, per_step_norm=True,
+        forward, parts["model"], parts["norm"], parts["rates"], batch, second_order=True,
+        step_weights=step_weights(epoch, steps, loss_epochs), loss=loss,
     )  # fmt: skip
     if clamp is not None:
         for name, g in gradients.items():

@@ -12,7 +12,6 @@ from oracle import (
     cosine,
     finite_difference,
     meta_gradient,
-    mlp_forward,
     released_iteration,
     step_weights,
 )
@@ -74,22 +73,34 @@ def split(meta):
     return parts
 
 
-def check_by_differences(forward, parameters, norms, rates, batch, **settings):
+def test_conv4_forward_is_the_network_of_pytorch_modules(draw):
+    p, norms = conv_parameters(draw, stages=4, features=CHANNELS), norm_affines(draw, CHANNELS, stages=4)
+    layers = []
+    for i in range(4):
+        conv = nn.Conv2d(1 if i == 0 else CHANNELS, CHANNELS, 3, padding=1).double()
+        conv.load_state_dict({key: p[f"blocks.{i}.conv.{key}"] for key in ("weight", "bias")})
+        norm = nn.BatchNorm2d(CHANNELS, track_running_stats=False).double()
+        norm.load_state_dict({key: norms[f"blocks.{i}.norm.{key}"] for key in ("weight", "bias")})
+        layers += [conv, norm, nn.LeakyReLU(0.01), nn.MaxPool2d(2)]
+    x = draw(5, 1, 28, 28)
+    expected = F.linear(nn.Sequential(*layers, nn.Flatten())(x), p["head.weight"], p["head.bias"])
+    torch.testing.assert_close(conv4_forward(p, x, norms), expected)
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_gradient_agrees_with_differences(draw, steps):
     """A few entries of every gradient against differences of the loss, to 1e-6 of the norm of the whole gradient."""
-    per_step = settings["per_step_norm"]
-    meta = {f"model.{name}": t for name, t in parameters.items()}
-    meta |= {f"{'norm' if per_step else 'model'}.{name}": t for name, t in norms.items()}
-    meta |= {f"rates.{name}": t for name, t in rates.items()} if isinstance(rates, dict) else {}
+    p, norms, batch = conv_parameters(draw), norm_affines(draw, steps, CHANNELS), image_tasks(draw)
+    rates = learned_rates(draw, p, steps)
+    meta = {f"{part}.{n}": t for part, ts in (("model", p), ("norm", norms), ("rates", rates)) for n, t in ts.items()}
+    settings = {"step_weights": step_weights(3, steps, 10), "loss": F.cross_entropy}
 
     def loss(moved):
         parts = split(moved)
-        model = {name: parts["model"][name] for name in parameters}
-        affine = {name: parts["norm" if per_step else "model"][name] for name in norms}
-        return meta_gradient(forward, model, affine, parts.get("rates", rates), batch, second_order=False, **settings)[
-            0
-        ]
+        tensors = parts["model"], parts["norm"], parts["rates"]
+        return meta_gradient(conv2_forward, *tensors, batch, second_order=False, **settings)[0]
 
-    _, _, gradients = meta_gradient(forward, parameters, norms, rates, batch, second_order=True, **settings)
+    _, _, gradients = meta_gradient(conv2_forward, p, norms, rates, batch, second_order=True, **settings)
     assert gradients.keys() == meta.keys()
     scale = math.sqrt(sum(float((g**2).sum()) for g in gradients.values()))
     for name, gradient in gradients.items():
@@ -98,64 +109,6 @@ def check_by_differences(forward, parameters, norms, rates, batch, **settings):
         indices = [n // 2] if name.startswith("model.") else sorted({0, n // 2, n - 1})
         expected = finite_difference(loss, meta, name, indices, h=1e-6)
         torch.testing.assert_close(gradient.flatten()[indices], expected, rtol=0, atol=1e-6 * scale, msg=name)
-
-
-@pytest.mark.parametrize("downsample", ["max_pool", "stride"])
-@pytest.mark.parametrize("normalised", [True, False])
-def test_conv4_forward_is_the_network_of_pytorch_modules(draw, downsample, normalised):
-    p, norms = conv_parameters(draw, stages=4, features=CHANNELS), norm_affines(draw, CHANNELS, stages=4)
-    stride = 1 if downsample == "max_pool" else 2
-    layers = []
-    for i in range(4):
-        conv = nn.Conv2d(1 if i == 0 else CHANNELS, CHANNELS, 3, stride=stride, padding=1).double()
-        conv.load_state_dict({key: p[f"blocks.{i}.conv.{key}"] for key in ("weight", "bias")})
-        norm = nn.BatchNorm2d(CHANNELS, track_running_stats=False).double()
-        norm.load_state_dict({key: norms[f"blocks.{i}.norm.{key}"] for key in ("weight", "bias")})
-        layers += [conv, *([norm] if normalised else []), nn.LeakyReLU(0.01)]
-        layers += [nn.MaxPool2d(2)] if downsample == "max_pool" else []
-    layers += [nn.Flatten() if downsample == "max_pool" else nn.AdaptiveAvgPool2d(1), nn.Flatten()]
-    x = draw(5, 1, 28, 28)
-    expected = F.linear(nn.Sequential(*layers)(x), p["head.weight"], p["head.bias"])
-    result = conv4_forward(p, x, norms if normalised else None, downsample=downsample)
-    torch.testing.assert_close(result, expected)
-
-
-@pytest.mark.parametrize("steps", [0, 1, 2, 3])
-@pytest.mark.parametrize("normalised", [True, False])
-def test_maml_gradient_agrees_with_differences(draw, steps, normalised):
-    norms = norm_affines(draw, CHANNELS) if normalised else {}
-    weights = [0.0] * (steps - 1) + [1.0]
-    check_by_differences(
-        conv2_forward, conv_parameters(draw), norms, 0.1, image_tasks(draw),
-        steps=steps, step_weights=weights, loss=F.cross_entropy, per_step_norm=False,
-    )  # fmt: skip
-
-
-def test_strided_gradient_agrees_with_differences(draw):
-    forward = partial(conv4_forward, stages=STAGES, downsample="stride")
-    check_by_differences(
-        forward, conv_parameters(draw, features=CHANNELS), norm_affines(draw, CHANNELS), 0.1, image_tasks(draw),
-        steps=2, step_weights=[0.0, 1.0], loss=F.cross_entropy, per_step_norm=False,
-    )  # fmt: skip
-
-
-@pytest.mark.parametrize("steps", [1, 3])
-def test_maml_plus_plus_gradient_agrees_with_differences(draw, steps):
-    p = conv_parameters(draw)
-    check_by_differences(
-        conv2_forward, p, norm_affines(draw, steps, CHANNELS), learned_rates(draw, p, steps), image_tasks(draw),
-        steps=steps, step_weights=step_weights(3, steps, 10), loss=F.cross_entropy, per_step_norm=True,
-    )  # fmt: skip
-
-
-def test_regression_gradient_agrees_with_differences(draw):
-    p = {"layers.0.weight": draw(8, 1), "layers.0.bias": draw(8), "layers.1.weight": 0.3 * draw(8, 8)}
-    p |= {"layers.1.bias": 0.1 * draw(8), "head.weight": 0.3 * draw(1, 8), "head.bias": 0.1 * draw(1)}
-    batch = draw(3, 5, 1), draw(3, 5, 1), draw(3, 7, 1), draw(3, 7, 1)
-    settings = {"steps": 2, "step_weights": [0.0, 1.0], "loss": F.mse_loss, "per_step_norm": False}
-    check_by_differences(mlp_forward, p, {}, 0.05, batch, **settings)
-    _, predictions, _ = meta_gradient(mlp_forward, p, None, 0.05, batch, second_order=True, **settings)
-    assert predictions.shape == (3, 7, 1)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3])
@@ -174,7 +127,7 @@ def test_quadratic_closed_form(draw, steps):
 
     def gradients(second_order):
         value, output, g = meta_gradient(
-            lambda p, x, _: x @ p["w"], {"w": theta}, {}, rates, batch, steps=steps, second_order=second_order,
+            lambda p, x, _: x @ p["w"], {"w": theta}, {}, rates, batch, second_order=second_order,
             step_weights=[0.0] * (steps - 1) + [1.0], loss=lambda out, y: 0.5 * ((out - y) ** 2).sum(),
         )  # fmt: skip
         torch.testing.assert_close(output[0], adapted)
@@ -190,31 +143,9 @@ def test_quadratic_closed_form(draw, steps):
         torch.testing.assert_close(second["rates.w"][i], -inner[i] @ after)
 
 
-def test_first_order_is_the_query_gradient_at_the_adapted_parameters(draw):
-    p, norms, batch, rate = conv_parameters(draw), norm_affines(draw, CHANNELS), image_tasks(draw), 0.1
-    unadapted = {"steps": 0, "second_order": False, "step_weights": [1.0], "loss": F.cross_entropy}
-    settings = unadapted | {"steps": 2, "step_weights": [0.25, 0.75]}
-    value, logits, gradients = meta_gradient(conv2_forward, p, norms, rate, batch, **settings)
-
-    expected = {name: torch.zeros_like(g) for name, g in gradients.items()}
-    expected_value = 0.0
-    for b in range(2):
-        sx, sy, qx, qy = (t[b : b + 1] for t in batch)
-        theta = p
-        for weight in settings["step_weights"]:
-            _, _, g = meta_gradient(conv2_forward, theta, norms, rate, (sx, sy, sx, sy), **unadapted)
-            theta = {name: t - rate * g[f"model.{name}"] for name, t in theta.items()}
-            loss, last, g = meta_gradient(conv2_forward, theta, norms, rate, (sx, sy, qx, qy), **unadapted)
-            expected_value += weight * loss / 2
-            expected = {name: t + weight * g[name] / 2 for name, t in expected.items()}
-        torch.testing.assert_close(logits[b], last[0])
-    torch.testing.assert_close(value, expected_value)
-    torch.testing.assert_close(gradients, expected)
-
-
 def test_first_order_reaches_only_the_norm_row_of_the_weighted_query_pass(draw):
     p, norms = conv_parameters(draw), norm_affines(draw, 3, CHANNELS)
-    settings = {"steps": 3, "step_weights": [0.0, 0.0, 1.0], "loss": F.cross_entropy, "per_step_norm": True}
+    settings = {"step_weights": [0.0, 0.0, 1.0], "loss": F.cross_entropy}
     batch, rates = image_tasks(draw), learned_rates(draw, p, 3)
     first = meta_gradient(conv2_forward, p, norms, rates, batch, second_order=False, **settings)[2]
     second = meta_gradient(conv2_forward, p, norms, rates, batch, second_order=True, **settings)[2]
@@ -290,7 +221,7 @@ def test_released_iteration(draw, clamp):
         parts = split(theirs)
         _, _, gradients = meta_gradient(
             conv2_forward, parts["model"], parts["norm"], parts["rates"], batch,
-            steps=2, second_order=True, step_weights=weights, loss=loss, per_step_norm=True,
+            second_order=True, step_weights=weights, loss=loss,
         )  # fmt: skip
         clamped = [name for name, g in gradients.items() if g.abs().max() > 10]
         assert {name.split(".")[0] for name in clamped} == {"model", "norm", "rates"}

@@ -10,19 +10,12 @@ from torch.profiler import ProfilerActivity, profile
 import fewstep
 
 
-@pytest.mark.parametrize("statistics", ["batch", "support"])
-@pytest.mark.parametrize("progress", [0.05, 0.9])
-@pytest.mark.parametrize("name", fewstep.preset_names())
-def test_equals_the_loop(name, progress, statistics):
-    learner = conv_learner(fewstep.preset(name, norm__statistics=statistics))
-    batch = images(tasks=2)
-    ours, loop = (learner.meta_gradient(batch, progress, s) for s in ("recompute", "loop"))
-    assert torch.allclose(ours.loss, loop.loss, rtol=1e-12)
-    assert torch.allclose(ours.query_logits, loop.query_logits, rtol=1e-9, atol=1e-10)
-    assert relative(ours.gradients, loop.gradients) < 1e-10
-    assert ours.statistics.keys() == loop.statistics.keys()
-    for norm, moments in loop.statistics.items():
-        assert torch.allclose(ours.statistics[norm].var, moments.var, rtol=1e-10)
+@pytest.mark.parametrize("name", ["maml++", "sharp-maml++", "reptile"])
+def test_gradients_go_through_the_statistics_of_the_support_set(name):
+    """Every preset is compared with the loop under its own policy elsewhere; here queries depend on the support."""
+    learner, batch = conv_learner(fewstep.preset(name, norm__statistics="support")), images(tasks=2)
+    ours, loop = (learner.meta_gradient(batch, 0.9, s) for s in ("recompute", "loop"))
+    torch.testing.assert_close(ours, loop, rtol=1e-9, atol=1e-11)
 
 
 def test_dropout_drops_the_same_units_in_both_directions():
