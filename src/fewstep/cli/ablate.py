@@ -56,9 +56,11 @@ class Ablate(AblateInShort):
             if variant.path:
                 changes = (as_change(variant.path, variant.value), f"name={variant.name}")
                 experiment = replace(experiment, set=(*self.choices.set, *changes))
-            folder = re.sub(r"[^\w.+-]+", "-", re.sub(r" \(.*\)", "", variant.name))
             try:
-                entries[variant.name] = planned(folder, experiment, directory, self.measuring.seeds, budget, data)
-            except BadInput as error:
+                experiment.build(data(experiment))
+            except BadInput as error:  # parts that do not go together
                 notes.append(f"{variant.name} is left out: {error}")
+                continue
+            folder = re.sub(r"[^\w.+-]+", "-", re.sub(r" \(.*\)", "", variant.name))
+            entries[variant.name] = planned(folder, experiment, directory, self.measuring.seeds, budget, data)
         return Contest(entries, self.measuring, budget, directory, data, notes).hold()

@@ -55,5 +55,5 @@ class Compare(CompareInShort):
                 entries[name] = planned(name, experiment, directory, self.measuring.seeds, self.budget, data)
             else:
                 group = named[str(Path(name))]
-                entries[group] = groups[group]
+                entries[f"./{group}" if group in PRESETS else group] = groups[group]
         return Contest(entries, self.measuring, self.budget, directory, data).hold()

@@ -81,12 +81,11 @@ class Contest:
         """Train what is not finished; what fails is noted and left out."""
         trainings = [(name, t) for name, several in self.entries.items() for t in several if not t.taken]
         missing = [(name, t) for name, t in trainings if not (t.run.begun and t.run.finished)]
-        steps = [(t.run.state()["step"] if t.run.last.is_file() else 0, t.total) for _, t in missing]
-        with ContestProgress(steps) as progress:
+        with ContestProgress([t.steps for _, t in missing]) as progress:
             for name, training in missing:
                 progress.begin(f"{name}, seed {training.seed}")
                 log = self.directory / f"{training.run.directory.name}.log"
-                failure = train_apart(training.arguments or (), training.run, log, progress)
+                failure = train_apart(training.arguments, training.run, log, progress)
                 if failure:
                     self.notes.append(f"{name}, seed {training.seed}, failed and is left out ({log}): {failure}")
                     errors.print(self.notes[-1], markup=False)
@@ -117,7 +116,8 @@ class Contest:
                 if learner.has_batch_norm:
                     self.statistics[name] = score.statistics
                 if not training.run.finished:
-                    self.notes.append(f"{name}, seed {training.seed}, is not finished: {_state(training.run)}")
+                    done, total = training.steps
+                    self.notes.append(f"{name}, seed {training.seed}, is not finished: outer step {done} of {total}")
         if not scores:
             raise BadInput("nothing could be measured. " + " ".join(self.notes))
         return scores
@@ -152,10 +152,10 @@ class Contest:
                 {**row.to_json(), "runs": [
                     {
                         "directory": str(t.run.directory),
-                        "command": t.command,
+                        "command": shlex.join(["fewstep", "train", *t.arguments]),
                         "epoch": t.run.best()[0][0],
                         "config": t.run.config,
-                        "environment": t.environment,
+                        "environment": t.run.environment,
                         "training_seconds": t.run.seconds(),
                         "peak_memory": t.run.peak_memory(),
                         "seed": t.seed,
@@ -186,8 +186,3 @@ class Contest:
         )  # fmt: skip
         for note in self.notes:
             console.print(note, markup=False)
-
-
-def _state(run: Any) -> str:
-    state = run.state()
-    return f"outer step {state['step']} of {state['total']}"

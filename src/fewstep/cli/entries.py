@@ -2,7 +2,6 @@
 
 import json
 import re
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,34 +23,37 @@ class Training:
     """One training of an entry.
 
     Arguments:
-        run: its directory. experiment: what it is asked for.
-        arguments: of `fewstep train`; None for a run that is taken as it is. total: outer steps in all.
+        run: its directory. experiment, budget: what it is asked for.
+        taken: whether the run is taken as it is, finished or not.
     """
 
     run: Run
     experiment: Experiment
-    arguments: tuple[str, ...] | None = None
-    total: int = 0
+    budget: Budget
+    taken: bool = False
 
     @property
     def seed(self) -> int:
         return self.experiment.seed
 
     @property
-    def taken(self) -> bool:
-        return self.arguments is None
+    def arguments(self) -> list[str]:
+        """Those of `fewstep train` that make this run."""
+        words = as_arguments(self.experiment, self.budget)
+        return [self.experiment.preset, *words, "--directory", str(self.run.directory)]
 
     @property
-    def environment(self) -> dict[str, Any]:
-        path = self.run.directory / "environment.json"
-        return json.loads(path.read_text()) if path.is_file() else {}
+    def length(self) -> dict[str, int]:
+        """What the run's configuration calls `training`."""
+        sizes = self.budget
+        return {"epochs": sizes.epochs or 0, "iterations": sizes.iterations or 0, "meta_batch": sizes.tasks or 0,
+                "validation_tasks": sizes.validation_tasks}  # fmt: skip
 
     @property
-    def command(self) -> str | None:
-        """What trained it, as far as is known."""
-        if self.arguments is None:
-            return self.environment.get("command")
-        return shlex.join(["fewstep", "train", *self.arguments])
+    def steps(self) -> tuple[int, int]:
+        """Outer steps done, and in all."""
+        done = self.run.state()["step"] if self.run.last.is_file() else 0
+        return done, self.length["epochs"] * self.length["iterations"]
 
 
 Entries = Mapping[str, Sequence[Training]]  # by name: trainings that differ in the seed alone
@@ -84,20 +86,12 @@ def planned(
     for seed in seeds:
         seeded = replace(experiment, seed=seed)
         method = seeded.build(data(seeded))[0].method
-        budget = budget.filled(method.recipe)
-        length = {
-            "epochs": budget.epochs or 0,
-            "iterations": budget.iterations or 0,
-            "meta_batch": budget.tasks or 0,
-            "validation_tasks": budget.validation_tasks,
-        }
-        check_length(**length)
-        run = Run(directory / f"{name}-s{seed}")
-        if run.begun:
-            asked = {"experiment": seeded.to_json(), "method": to_json(method), "training": length}
-            run.require(run.config | json.loads(json.dumps(asked)))
-        words = (seeded.preset, *as_arguments(seeded, budget), "--directory", str(run.directory))
-        trainings.append(Training(run, seeded, words, length["epochs"] * length["iterations"]))
+        training = Training(Run(directory / f"{name}-s{seed}"), seeded, budget.filled(method.recipe))
+        check_length(**training.length)
+        if training.run.begun:
+            asked = {"experiment": seeded.to_json(), "method": to_json(method), "training": training.length}
+            training.run.require(training.run.config | json.loads(json.dumps(asked)))
+        trainings.append(training)
     return trainings
 
 
@@ -116,12 +110,13 @@ def taken(directories: Sequence[str], data_dir: str | None) -> dict[str, list[Tr
         experiment = replace(Experiment.from_json(record), data_dir=data_dir)
         if not run.last.is_file() or not run.best():
             raise BadInput(f"{directory} has no validated epoch yet; run its training command again")
-        alike = json.dumps([replace(experiment, seed=0).to_json(), run.config.get("training")])
-        group = groups.setdefault(alike, [])
+        length = run.config.get("training") or {}
+        budget = Budget(**{"tasks" if name == "meta_batch" else name: size for name, size in length.items()})
+        group = groups.setdefault(json.dumps([replace(experiment, seed=0).to_json(), length]), [])
         for other in group:
             if other.seed == experiment.seed:
                 raise BadInput(f"{other.run.directory} and {directory} are the same training; give one of them")
-        group.append(Training(run, experiment))
+        group.append(Training(run, experiment, budget, taken=True))
     named: dict[str, list[Training]] = {}
     for group in groups.values():
         names = [str(training.run.directory) for training in group]

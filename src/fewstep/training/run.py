@@ -96,6 +96,14 @@ class Run:
             raise BadInput(f"{path} is not a run's configuration; the run must be trained anew")
         return config
 
+    @property
+    def environment(self) -> dict[str, Any]:
+        """Where it was made; empty where that was not recorded, or cannot be read."""
+        try:
+            return dict(json.loads((self.directory / "environment.json").read_text()))
+        except (OSError, ValueError, TypeError):
+            return {}
+
     def open(self, config: dict[str, Any], device: str) -> None:
         """Start the run, or go on with it if its configuration is this one."""
         config = json.loads(json.dumps(config))
