@@ -14,9 +14,10 @@ import time
 
 import pytest
 
-from fewstep import Run
+from fewstep import Run, train
 from fewstep.cli.main import main
 from fewstep.methods import from_json
+from fewstep.training.experiment import Experiment
 
 TINY = ["--data", "sinusoid", "--shots", "4", "--epochs", "1", "--iterations", "4", "--tasks", "2",
         "--validation-tasks", "4", "--threads", "1"]  # fmt: skip
@@ -180,6 +181,30 @@ def test_what_cannot_be_compared_is_one_sentence(compared, capfd, tmp_path, monk
     ):  # fmt: skip
         assert expected in sentence(capfd, *arguments), arguments
     assert [path.name for path in tmp_path.iterdir()] == ["empty"]
+
+
+def half_trained(directory, config):
+    """A run that stopped after the first of its two epochs."""
+    experiment = Experiment("maml", data="sinusoid", shots=4)
+    learner, tasks = experiment.build()
+
+    def watch(kind, record):
+        if kind == "step" and record["step"] == 3:
+            raise RuntimeError
+
+    config = {"experiment": experiment.to_json()} if config else None
+    with pytest.raises(RuntimeError):
+        train(learner, tasks, directory, epochs=2, iterations=2, meta_batch=2, validation_tasks=4, config=config,
+              watch=watch)  # fmt: skip
+    assert not Run(directory).finished
+
+
+def test_a_run_that_is_not_finished_is_taken_as_it_is_and_said_so(tmp_path, capfd):
+    half_trained(tmp_path / "half", config=True)
+    assert here("compare", tmp_path / "half", *COUNT, "--directory", tmp_path / "c") == 0
+    assert f"{tmp_path}/half, seed 0, is not finished: outer step 2 of 4" in capfd.readouterr().out
+    half_trained(tmp_path / "python", config=False)
+    assert "was trained from Python" in sentence(capfd, "compare", tmp_path / "python", "--directory", tmp_path / "c")
 
 
 @pytest.mark.parametrize("verb", ["compare", "ablate"])

@@ -47,7 +47,7 @@ class Ablate(AblateInShort):
             Experiment(name, **vars(self.choices), **vars(self.images)) for name in (self.preset, self.base)
         )
         method, base = (experiment.build(data(experiment))[0].method for experiment in (ours, theirs))
-        variants, equal = ablation(method, base)
+        variants, equal = ablation(method.replace(name=self.preset), base.replace(name=self.base))
         budget = self.budget.filled(method.recipe)
         entries: dict[str, list[Training]] = {}
         notes = [f"{name} is {other}: one row" for name, other in equal.items()]
