@@ -28,7 +28,8 @@ def learner(name="maml++", seed=1, dropout=0.2, **changes):
 
 
 def without_times(records):
-    return [{k: v for k, v in r.items() if k not in ("seconds", "tasks_per_second")} for r in records]
+    spent = ("seconds", "tasks_per_second", "peak_memory")
+    return [{k: v for k, v in r.items() if k not in spent} for r in records]
 
 
 class Crash(RuntimeError):

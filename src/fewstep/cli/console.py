@@ -4,10 +4,12 @@ import os
 import shutil
 import sys
 import time
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 console = Console(highlight=False, soft_wrap=True)
@@ -117,3 +119,49 @@ class EvaluationProgress:
         """`done` counts from one again at the next evaluation."""
         self._progress.advance(self._task, done - self._last if done > self._last else done)
         self._last = done
+
+
+class ContestProgress:
+    """Which of several trainings is under way, how it goes, and the time left for all; on standard error.
+
+    Arguments:
+        steps: outer steps done and in all, of each training that is to be done.
+    """
+
+    def __init__(self, steps: Sequence[tuple[int, int]]) -> None:
+        self._steps, self._number, self._label = steps, 0, ""
+        self._started = time.perf_counter()
+        self._left = sum(total - done for done, total in steps)
+        self._progress = Progress(
+            TextColumn("{task.description}"), BarColumn(None), TextColumn("{task.fields[left]}"),
+            console=errors, transient=True, disable=not (sys.stderr.isatty() and steps),
+        )  # fmt: skip
+        self._task = self._progress.add_task("", total=self._left, left="")
+
+    def __enter__(self) -> "ContestProgress":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def begin(self, label: str) -> None:
+        """The next training begins."""
+        self._number += 1
+        self._label = f"[{self._number}/{len(self._steps)}] {label}"
+        self._say("training", always=True)
+
+    def __call__(self, record: dict[str, Any]) -> None:
+        """The latest record of its metrics."""
+        done, total = self._steps[self._number - 1]
+        now = sum(t - d for d, t in self._steps[: self._number - 1]) + max(record["step"] - done, 0)
+        seconds = (time.perf_counter() - self._started) / max(now, 1) * (self._left - now)
+        measured = f" · validation {record['value']:.4f}" if record["kind"] == "validation" else ""
+        said = f"epoch {record['epoch'] + 1}, step {record['step']}/{total}{measured}"
+        self._say(said, now, f"{seconds / 60:.1f} min left", always=bool(measured))
+
+    def _say(self, said: str, done: int | None = None, left: str = "", always: bool = False) -> None:
+        line = f"{self._label}: {said}"
+        self._progress.update(self._task, description=escape(line), completed=done, left=left)
+        if self._progress.disable and always:
+            errors.print(" · ".join(filter(None, (line, left))), markup=False)

@@ -10,6 +10,7 @@ from tyro.conf import Positional
 from fewstep.cli.console import EvaluationProgress, console, fraction, program
 from fewstep.cli.machine import prepare
 from fewstep.errors import BadInput
+from fewstep.reporting.comparison import NORMALISED
 from fewstep.reporting.page import write_page
 from fewstep.training.evaluation import Score, evaluate
 from fewstep.training.experiment import load_run
@@ -82,12 +83,8 @@ class Evaluate:
 
 
 def _print(single: Score, many: Score | None, split: str, normed: bool) -> None:
-    kind = {
-        "batch": "queries normalised by their own batch: transductive",
-        "running": "queries normalised by running statistics of each step",
-        "support": "queries normalised by the support set",
-    }[single.statistics]
-    console.print(f"{single.count} {split} tasks, {single.steps} inner steps{f'; {kind}' if normed else ''}")
+    kind = f"; queries normalised by {NORMALISED[single.statistics]}" if normed else ""
+    console.print(f"{single.count} {split} tasks, {single.steps} inner steps{kind}")
     console.print(f"  {single.metric} after adaptation   {single}   (best validation epoch, {single.seconds:.0f} s)")
     if many:
         console.print(f"  ensemble of the best {many.members}     {many}")

@@ -1,27 +1,33 @@
 """`fewstep`: the command line. Exit status 0 done, 2 bad input, 1 a fault, 130 interrupted."""
 
 import sys
-from typing import Annotated, Any
+from typing import Annotated, Any, Union
 
 import tyro
 
+from fewstep.cli.ablate import Ablate, AblateInShort
+from fewstep.cli.compare import Compare, CompareInShort
 from fewstep.cli.console import errors
 from fewstep.cli.data import Data
 from fewstep.cli.doctor import Doctor
 from fewstep.cli.evaluate import Evaluate
+from fewstep.cli.options import check_options
 from fewstep.cli.overlay import with_config
 from fewstep.cli.presets import Presets
-from fewstep.cli.train import Train
+from fewstep.cli.train import Train, TrainInShort
 from fewstep.errors import BadInput
 
-VERBS: dict[str, type] = {"train": Train, "evaluate": Evaluate, "presets": Presets, "data": Data, "doctor": Doctor}
-Command = (
-    Annotated[Train, tyro.conf.subcommand("train")]
-    | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
-    | Annotated[Presets, tyro.conf.subcommand("presets")]
-    | Annotated[Data, tyro.conf.subcommand("data")]
-    | Annotated[Doctor, tyro.conf.subcommand("doctor")]
-)
+VERBS: dict[str, type] = {
+    "train": Train,
+    "evaluate": Evaluate,
+    "compare": Compare,
+    "ablate": Ablate,
+    "presets": Presets,
+    "data": Data,
+    "doctor": Doctor,
+}
+# What --help shows of verbs whose options fill more than a screen; --help-all shows them whole.
+IN_SHORT: dict[str, type] = {"train": TrainInShort, "compare": CompareInShort, "ablate": AblateInShort}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -31,12 +37,16 @@ def main(arguments: list[str] | None = None) -> None:
         >>> main(["presets", "--format", "json"])  # doctest: +SKIP
     """
     arguments = sys.argv[1:] if arguments is None else arguments
+    verbs = VERBS | IN_SHORT if {"-h", "--help"} & set(arguments) else VERBS
     try:
+        if arguments and arguments[0] in VERBS:
+            check_options(arguments[0], VERBS[arguments[0]], arguments[1:])
+        several = (Annotated[kind, tyro.conf.subcommand(verb)] for verb, kind in verbs.items())
         command: Any = tyro.cli(
-            Command,  # type: ignore[arg-type]
+            Union[tuple(several)],  # type: ignore[call-overload]  # noqa: UP007 - made while running
             prog="fewstep",
             description="Learn to learn from a few examples in a few steps.",
-            args=with_config(arguments, VERBS),
+            args=["--help" if word == "--help-all" else word for word in with_config(arguments, VERBS)],
             config=(tyro.conf.ConsolidateSubcommandArgs,),
         )
         status = command.run()

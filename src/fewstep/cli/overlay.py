@@ -1,13 +1,15 @@
 """`--config file.toml`: options from a file, laid under those of the command line."""
 
 import tomllib
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from fewstep.cli.options import option_names
 from fewstep.errors import BadInput, unknown
 
-POSITIONAL = {"train": "preset", "evaluate": "directory"}  # by verb: the option that is given without a flag
+# By verb: the option that is given without a flag.
+POSITIONAL = {"train": "preset", "evaluate": "directory", "compare": "entries", "ablate": "preset"}
+SEVERAL = "--seeds"  # the flag that takes several values; `--set` takes one, and may be repeated
 
 
 def with_config(arguments: list[str], verbs: dict[str, type]) -> list[str]:
@@ -30,7 +32,7 @@ def with_config(arguments: list[str], verbs: dict[str, type]) -> list[str]:
         raise BadInput(f"--config {path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise BadInput(f"--config {path} is not TOML: {error}") from error
-    known = {f.name for f in fields(kind)} - {"config"}
+    known = set(option_names(kind)) - {"config"}
     laid: list[str] = []
     positional: list[str] = []
     for key, value in options.items():
@@ -39,14 +41,19 @@ def with_config(arguments: list[str], verbs: dict[str, type]) -> list[str]:
             raise unknown(f"key in {path}:", key, {k.replace("_", "-") for k in known})
         if name == POSITIONAL.get(verb):
             if not _positional_given(arguments[1:]):
-                positional = [str(value)]
+                positional = [str(one) for one in (value if isinstance(value, list) else [value])]
         else:
             laid += _flag(name, value, path, key)
-    return [verb, *laid, *positional, *arguments[1:]]
+    # A flag of one value ends the laid ones, so that one of several takes nothing of what follows.
+    return [verb, *positional, *laid, "--config", path, *arguments[1:]]
 
 
 def _flag(name: str, value: Any, path: str, key: str) -> list[str]:
     flag = f"--{name.replace('_', '-')}"
+    if isinstance(value, list) and flag == SEVERAL:
+        return [flag, *map(str, value)]
+    if isinstance(value, list) and name == "set":
+        return [word for one in value for word in (flag, str(one))]
     if isinstance(value, dict | list):
         raise BadInput(f"{path}: {key} is a table or list; options are single values")
     return [flag, str(value)]
@@ -62,11 +69,13 @@ def _value(arguments: list[str], flag: str) -> str | None:
 
 
 def _positional_given(arguments: list[str]) -> bool:
-    """Whether an argument is neither a flag nor a flag's value; every flag takes one."""
-    previous = ""
+    """Whether an argument is neither a flag nor a flag's value; every flag takes one, `SEVERAL` all that follow."""
+    flag = ""
     for argument in arguments:
-        takes_value = previous.startswith("--") and "=" not in previous
-        if not argument.startswith("--") and not takes_value:
+        if argument.startswith("--"):
+            flag = "" if "=" in argument else argument
+        elif not flag:
             return True
-        previous = argument
+        elif flag != SEVERAL:
+            flag = ""
     return False

@@ -48,6 +48,8 @@ class Presets:
                     console.print(f"  {name:13} {_part(value)}", markup=False)
             changed = differences(methods[self.preset], preset("maml", setting=self.setting, shots=self.shots))
             console.print(f"\nDiffers from maml in: {', '.join(k.replace('__', '.') for k in changed) or 'nothing'}")
+            if changed:
+                console.print(f"fewstep ablate {self.preset} measures what each of them is worth", markup=False)
         return 0
 
 

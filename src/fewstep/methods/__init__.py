@@ -1,5 +1,7 @@
 """Methods: the record, its parts, and the presets made of them."""
 
+from fewstep.methods.ablation import Variant, ablation
+from fewstep.methods.changes import as_change, changed
 from fewstep.methods.meta_losses import Distance, QueryLoss
 from fewstep.methods.method import Method, differences, from_json, to_json
 from fewstep.methods.parts import All, AllButNorm, Body, Head, Matching, Norm, Outer, Recipe
@@ -46,6 +48,10 @@ __all__ = [
     "Sgd",
     "Sharpness",
     "Uniform",
+    "Variant",
+    "ablation",
+    "as_change",
+    "changed",
     "differences",
     "from_json",
     "preset",

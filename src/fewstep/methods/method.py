@@ -8,15 +8,20 @@ from fewstep.errors import BadInput, unknown
 from fewstep.methods import meta_losses, parts, rules, schedules
 from fewstep.methods.sharpness import Sharpness
 
+FAMILIES: dict[Any, tuple[type, ...]] = {
+    rules.Rule: (rules.Sgd, rules.PerParameter, rules.PerLayerPerStep),
+    parts.Adapted: (parts.All, parts.AllButNorm, parts.Head, parts.Body, parts.Matching),
+    schedules.OrderSchedule: (schedules.SecondOrder, schedules.FirstOrder, schedules.FirstThenSecond),
+    schedules.StepWeights: (schedules.LastStep, schedules.Uniform, schedules.Annealed),
+    schedules.RateSchedule: (schedules.Constant, schedules.Cosine, schedules.Linear),
+    meta_losses.MetaLoss: (meta_losses.QueryLoss, meta_losses.Distance),
+}
+"""From what a part must do to the parts that do it."""
+
 PARTS: dict[str, type] = {
     kind.__name__: kind
-    for kind in (
-        *(rules.Sgd, rules.PerParameter, rules.PerLayerPerStep, Sharpness),
-        *(schedules.SecondOrder, schedules.FirstOrder, schedules.FirstThenSecond),
-        *(schedules.LastStep, schedules.Uniform, schedules.Annealed),
-        *(schedules.Constant, schedules.Cosine, schedules.Linear, meta_losses.QueryLoss, meta_losses.Distance),
-        *(parts.All, parts.AllButNorm, parts.Head, parts.Body, parts.Matching, parts.Norm, parts.Outer, parts.Recipe),
-    )
+    for family in (*FAMILIES.values(), (parts.Norm, Sharpness, parts.Outer, parts.Recipe))
+    for kind in family
 }
 
 
@@ -127,6 +132,23 @@ def from_json(record: dict[str, Any]) -> Method:
     return _build(Method, record)
 
 
+def part_from_json(value: Any) -> Any:
+    """A part, or a plain value, that `to_json` wrote.
+
+    Raises:
+        BadInput: an unknown part or field, values that the part cannot take.
+
+    Example:
+        >>> part_from_json({"part": "Sgd", "rate": 0.5})
+        Sgd(rate=0.5)
+    """
+    if isinstance(value, dict):
+        if value.get("part") not in PARTS:
+            raise unknown("part", str(value.get("part")), PARTS)
+        return _build(PARTS[value["part"]], value)
+    return tuple(value) if isinstance(value, list) else value
+
+
 def _build(kind: type, record: dict[str, Any]) -> Any:
     names = [f.name for f in fields(kind)]
     values = {}
@@ -135,9 +157,8 @@ def _build(kind: type, record: dict[str, Any]) -> Any:
             continue
         if name not in names:
             raise unknown(f"field of {kind.__name__}", name, names)
-        if isinstance(value, dict):
-            if value.get("part") not in PARTS:
-                raise unknown("part", str(value.get("part")), PARTS)
-            value = _build(PARTS[value["part"]], value)
-        values[name] = tuple(value) if isinstance(value, list) else value
-    return kind(**values)
+        values[name] = part_from_json(value)
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise BadInput(f"{record} is no {kind.__name__}: {error}") from error

@@ -6,7 +6,7 @@ length changes exactly at the published epochs.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 from fewstep.errors import BadInput
@@ -20,8 +20,8 @@ def _cut(progress: float, levels: int | None) -> float:
 
 
 def _check_rates(part: object, levels: int | None, *rates: float) -> None:
-    if not all(map(math.isfinite, rates)) or (levels is not None and levels < 1):
-        raise BadInput(f"{part}: rates must be finite numbers, and levels at least 1")
+    if not all(0 <= rate < math.inf for rate in rates) or (levels is not None and levels < 1):
+        raise BadInput(f"{part}: rates must be finite numbers from 0 up, and levels at least 1")
 
 
 def _check_fraction(part: object, name: str, value: float) -> None:
@@ -165,6 +165,10 @@ class Annealed:
 class RateSchedule(Protocol):
     def __call__(self, progress: float) -> float: ...
 
+    def starting(self, rate: float) -> "RateSchedule":
+        """The same schedule from another rate on."""
+        ...
+
 
 @dataclass(frozen=True)
 class Constant:
@@ -182,6 +186,9 @@ class Constant:
 
     def __call__(self, progress: float) -> float:  # noqa: ARG002
         return self.rate
+
+    def starting(self, rate: float) -> "Constant":
+        return Constant(rate)
 
 
 @dataclass(frozen=True)
@@ -210,6 +217,9 @@ class Cosine:
         swing = 1 + math.cos(math.pi * _cut(progress, self.levels))
         return self.minimum + (self.maximum - self.minimum) * swing / 2
 
+    def starting(self, rate: float) -> "Cosine":
+        return replace(self, maximum=rate)
+
 
 @dataclass(frozen=True)
 class Linear:
@@ -233,3 +243,6 @@ class Linear:
 
     def __call__(self, progress: float) -> float:
         return (1 - progress) * self.start + progress * self.end
+
+    def starting(self, rate: float) -> "Linear":
+        return replace(self, start=rate)

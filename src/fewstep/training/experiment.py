@@ -10,11 +10,15 @@ from torch.nn import functional as F
 from fewstep.errors import BadInput, unknown
 from fewstep.metalearning.learner import Learner
 from fewstep.methods import (
+    All,
+    AllButNorm,
     Annealed,
+    Body,
     Constant,
     Cosine,
     FirstOrder,
     FirstThenSecond,
+    Head,
     LastStep,
     Method,
     PerLayerPerStep,
@@ -22,21 +26,24 @@ from fewstep.methods import (
     Setting,
     Sgd,
     Uniform,
+    changed,
     preset,
 )
 from fewstep.models import MLP, Conv4
 from fewstep.tasks import ImageDataset, Tasks, omniglot, sinusoid, strokes
+from fewstep.training.choices import Choices, Images
 from fewstep.training.run import Run
 
 ORDERS = {"first": FirstOrder(), "second": SecondOrder(), "annealed": FirstThenSecond(until=50 / 150, levels=150)}
 STEP_WEIGHTS = {"last": LastStep(), "uniform": Uniform(), "annealed": Annealed(over=15 / 150, levels=150)}
 SCHEDULES = {"constant": Constant(1e-3), "cosine": Cosine(1e-3, 1e-5, levels=150)}
 RULES = {"sgd": Sgd, "per-layer-per-step": PerLayerPerStep}
+ADAPTED = {"all": All(), "all-but-norm": AllButNorm(), "head": Head(), "body": Body()}
 
 
 @dataclass(frozen=True)
-class Experiment:
-    """Data, tasks, model and method of one training; None means the preset's or the data set's own.
+class Experiment(Choices, Images):
+    """One training: a preset, a seed, and what `Choices` and `Images` say of data, tasks, model and method.
 
     Raises:
         BadInput: unknown names, values out of range, options that the data set does not have.
@@ -47,28 +54,6 @@ class Experiment:
     """
 
     preset: str
-    data: str = "strokes"
-    data_dir: str | None = None
-    split: Literal["random", "lake", "vinyals"] | None = None
-    rotations: Literal["off", "task", "classes"] | None = None
-    invert: bool | None = None
-    resize: Literal["lanczos", "nearest"] | None = None
-    image_size: int = 28
-    ways: int = 5
-    shots: int | None = None
-    queries: int | None = None
-    evaluation_queries: int | None = None
-    filters: int = 64
-    downsample: Literal["max_pool", "stride"] = "max_pool"
-    steps: int | None = None
-    inner_rate: float | None = None
-    rule: Literal["sgd", "per-layer-per-step"] | None = None
-    order: Literal["first", "second", "annealed"] | None = None
-    step_weights: Literal["last", "uniform", "annealed"] | None = None
-    affine: Literal["shared", "per_step"] | None = None
-    statistics: Literal["batch", "running", "support"] | None = None
-    schedule: Literal["constant", "cosine"] | None = None
-    clamp: float | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -96,11 +81,11 @@ class Experiment:
         for name in record:
             if name not in known:
                 raise unknown("key of an experiment", name, known)
-        return Experiment(**record)
+        return Experiment(**{**record, "set": tuple(record.get("set") or ())})
 
     def to_json(self) -> dict[str, Any]:
         """The experiment without its place on this machine: a run may be read where its data lie elsewhere."""
-        return {**asdict(self), "data_dir": None}
+        return {**asdict(self), "data_dir": None, "set": list(self.set) or None}  # None: as in a run without the field
 
     def method(self, setting: Setting | None = None) -> Method:
         """The preset for the setting, with each part that was asked for exchanged."""
@@ -113,10 +98,15 @@ class Experiment:
         changes: dict[str, Any] = {
             "steps": self.steps,
             "rule__rate": self.inner_rate,
+            "adapted": ADAPTED[self.adapted] if self.adapted else None,
             "order": ORDERS[self.order] if self.order else None,
             "step_weights": STEP_WEIGHTS[self.step_weights] if self.step_weights else None,
             "norm__affine": self.affine,
             "norm__statistics": self.statistics,
+            "sharpness__inner": self.inner_radius,
+            "sharpness__outer": self.outer_radius,
+            "sharpness__adaptive": self.adaptive,
+            "sharpness__detached": self.detached,
             "outer__rate": SCHEDULES[self.schedule] if self.schedule else None,
             "outer__clamp": self.clamp,
         }
@@ -125,7 +115,12 @@ class Experiment:
         for name, part in own.items():
             if type(part) is type(changes[name]):
                 changes[name] = None
-        return method.replace(**{name: value for name, value in changes.items() if value is not None})
+        method = method.replace(**{name: value for name, value in changes.items() if value is not None})
+        if self.outer_rate is not None:
+            method = method.replace(outer__rate=method.outer.rate.starting(self.outer_rate))
+        for change in self.set:
+            method = changed(method, change)
+        return method
 
     def dataset(self) -> ImageDataset | None:
         """The images; None where tasks are not made of images."""
@@ -144,9 +139,9 @@ class Experiment:
             return None
         raise unknown("data set", self.data, ["omniglot", "strokes", "sinusoid"])
 
-    def build(self) -> tuple[Learner, Tasks]:
-        """A learner at its initial weights, drawn from the seed, and its tasks."""
-        data = self.dataset()
+    def build(self, data: ImageDataset | None = None) -> tuple[Learner, Tasks]:
+        """A learner at its initial weights, drawn from the seed, and its tasks, from `dataset()` where not given."""
+        data = data or self.dataset()
         torch.manual_seed(self.seed)
         if data is None:
             tasks = sinusoid(self.shots or 10, self.queries or 10, self.seed, self.evaluation_queries)

@@ -10,6 +10,7 @@ score.json           what `fewstep evaluate` measured last
 import json
 import os
 import platform
+import shlex
 import sys
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -35,8 +36,25 @@ def environment(device: str) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "device": device,
-        "command": " ".join(sys.argv),
+        "command": shlex.join(sys.argv),
     }
+
+
+def peak_memory() -> int | None:
+    """The most memory this process has held at once, in bytes (resident); None where the system does not tell.
+
+    On Linux not `getrusage`: what a process starts with there is the peak of the one that started it.
+    """
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+    except (OSError, StopIteration):
+        if sys.platform == "win32":
+            return None
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 @dataclass(frozen=True)
@@ -78,20 +96,37 @@ class Run:
             raise BadInput(f"{path} is not a run's configuration; the run must be trained anew")
         return config
 
+    @property
+    def environment(self) -> dict[str, Any]:
+        """Where it was made; empty where that was not recorded, or cannot be read."""
+        try:
+            return dict(json.loads((self.directory / "environment.json").read_text()))
+        except (OSError, ValueError, TypeError):
+            return {}
+
     def open(self, config: dict[str, Any], device: str) -> None:
         """Start the run, or go on with it if its configuration is this one."""
         config = json.loads(json.dumps(config))
-        if not (self.exists and (self.last.is_file() or self.metrics())):  # nothing is lost by starting anew
-            if not self.exists and self.directory.is_dir() and any(self.directory.iterdir()):
-                raise BadInput(f"{self.directory} is not empty and not a run directory; choose another --directory")
-            self._write("config.json", config)
-            self._write("environment.json", environment(device))
+        if self.begun:
+            self.require(config)
             return
-        differing = _differing(config, self.config)
-        if differing:
-            more = f"; and {len(differing) - 4} more" if len(differing) > 4 else ""
+        if not self.exists and self.directory.is_dir() and any(self.directory.iterdir()):
+            raise BadInput(f"{self.directory} is not empty and not a run directory; choose another --directory")
+        self._write("config.json", config)
+        self._write("environment.json", environment(device))
+
+    @property
+    def begun(self) -> bool:
+        """Whether something would be lost by starting anew."""
+        return self.exists and (self.last.is_file() or bool(self.metrics()))
+
+    def require(self, config: dict[str, Any]) -> None:
+        """Raise BadInput unless the run was made with this configuration."""
+        other = [f"{path} is {old} there, {new} now" for path, new, old in differing(config, self.config)]
+        if other:
+            more = f"; and {len(other) - 4} more" if len(other) > 4 else ""
             raise BadInput(
-                f"{self.directory} was made with another configuration ({'; '.join(differing[:4])}{more}); "
+                f"{self.directory} was made with another configuration ({'; '.join(other[:4])}{more}); "
                 "choose another --directory, or give the options it was made with"
             )
 
@@ -143,6 +178,14 @@ class Run:
             raise BadInput(f"{self.last} is not a run's last checkpoint; the run must be trained anew")
         return record
 
+    def seconds(self) -> float | None:
+        """What the training took, validations included, over all processes; None before the first record."""
+        return max((r["seconds"] for r in self.metrics() if "seconds" in r), default=None)
+
+    def peak_memory(self) -> int | None:
+        """The most bytes that a process of this training has held at once; None where none was recorded."""
+        return max((r["peak_memory"] for r in self.metrics() if r.get("peak_memory")), default=None)
+
     @property
     def finished(self) -> bool:
         state = self.state() if self.last.is_file() else {"step": 0, "total": 1}
@@ -174,7 +217,13 @@ class Run:
         return [self.load(learner, epoch).frozen() for epoch, _ in reversed(self.best()[:size])][::-1]
 
 
-def _differing(new: Any, old: Any, path: str = "") -> list[str]:
+def differing(new: Any, old: Any, path: str = "") -> list[tuple[str, Any, Any]]:
+    """What two JSON records differ in: (dotted path, in the new one, in the old one).
+
+    Example:
+        >>> differing({"a": {"b": 1}, "c": 2}, {"a": {"b": 3}, "c": 2})
+        [('a.b', 1, 3)]
+    """
     if isinstance(new, dict) and isinstance(old, dict):
-        return [d for key in {**new, **old} for d in _differing(new.get(key), old.get(key), f"{path}.{key}".strip("."))]
-    return [] if new == old else [f"{path} is {old} there, {new} now"]
+        return [d for key in {**new, **old} for d in differing(new.get(key), old.get(key), f"{path}.{key}".strip("."))]
+    return [] if new == old else [(path, new, old)]

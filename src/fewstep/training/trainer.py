@@ -26,7 +26,7 @@ from fewstep.training.checkpoint import (
 )
 from fewstep.training.evaluation import evaluate
 from fewstep.training.interrupt import Interrupted, stopping
-from fewstep.training.run import Run
+from fewstep.training.run import Run, peak_memory
 
 SAVE_EVERY = 120  # seconds between checkpoints inside an epoch: what a crash can cost
 RECORDS_AN_EPOCH = 10  # points of the training curve
@@ -105,11 +105,7 @@ def train(
     epochs = recipe.epochs if epochs is None else epochs
     iterations = recipe.iterations if iterations is None else iterations
     meta_batch = recipe.tasks if meta_batch is None else meta_batch
-    sizes = {"epochs": epochs, "iterations": iterations, "tasks in a meta-batch": meta_batch,
-             "validation tasks": validation_tasks}  # fmt: skip
-    for name, value in sizes.items():
-        if value < 1:
-            raise BadInput(f"the number of {name} is {value}; it must be at least 1")
+    check_length(epochs, iterations, meta_batch, validation_tasks)
     run.open({
         **(config or {}),
         "method": to_json(learner.method),
@@ -167,6 +163,15 @@ def train(
     return run
 
 
+def check_length(epochs: int, iterations: int, meta_batch: int, validation_tasks: int) -> None:
+    """Raise BadInput unless all are at least 1."""
+    sizes = {"epochs": epochs, "iterations": iterations, "tasks in a meta-batch": meta_batch,
+             "validation tasks": validation_tasks}  # fmt: skip
+    for name, value in sizes.items():
+        if value < 1:
+            raise BadInput(f"the number of {name} is {value}; it must be at least 1")
+
+
 def _outer_step(optimizer: torch.optim.Optimizer, parameters: dict, gradients: dict[str, Tensor], rate: float) -> None:
     for name, parameter in parameters.items():
         parameter.grad = gradients[name]
@@ -220,6 +225,7 @@ def _validate(
         "rates": {n[6:]: p.tolist() for n, p in learner.meta_parameters().items()
                   if n.startswith("rates.") and p.numel() <= 64},
         "seconds": state.seconds,
+        "peak_memory": peak_memory(),
     }  # fmt: skip
     run.append(record)
     say("validation", record)
