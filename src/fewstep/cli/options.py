@@ -27,6 +27,8 @@ class Budget:
     """Processor threads."""
     strategy: Annotated[Literal["auto", "loop", "vectorized", "recompute"], NAME] = "auto"
     """auto, loop, vectorized, recompute: equal results."""
+    micro_batch: Annotated[int | None, N] = None
+    """Tasks taken at a time: less memory, equal results."""
 
     def filled(self, recipe: Recipe) -> "Budget":
         """The same with the recipe's length where none is given."""

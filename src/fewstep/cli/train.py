@@ -52,7 +52,7 @@ class Train(TrainInShort):
         name = f"{self.preset}-{choices.data}-{choices.ways}x{choices.shots or 1}"
         run = Run(self.directory or Path("runs") / name)
         learner, tasks = experiment.build()
-        learner.strategy = budget.strategy
+        learner.strategy, learner.micro_batch = budget.strategy, budget.micro_batch
         if run.exists and run.finished:
             console.print(f"{run.directory} is finished: nothing to train")
         elif run.last.is_file():

@@ -13,7 +13,7 @@ from fewstep.metalearning.inner_loop import InnerLoop, Loss, Meta, Parameters, f
 from fewstep.metalearning.meta_gradient import Plan, Result
 from fewstep.metalearning.predictor import Predictor
 from fewstep.metalearning.randomness import rewinder
-from fewstep.metalearning.strategies import STRATEGIES
+from fewstep.metalearning.strategies import STRATEGIES, Strategy
 from fewstep.metalearning.tree import Tree
 from fewstep.methods import Method
 from fewstep.methods.parts import Statistics as StatisticsPolicy
@@ -60,9 +60,10 @@ class Learner(nn.Module):
         loss: (output, target) → scalar mean, such as `F.cross_entropy` or `F.mse_loss`.
         strategy: `loop` (task by task), `vectorized` (all tasks at once), `recompute` (task by task, with memory flat
             in the inner steps) or `auto` (the faster of the first two, by measured size). Results are equal.
+        micro_batch: tasks of a meta-batch taken at a time, to bound the memory of `vectorized`; all where None.
 
     Raises:
-        BadInput: nothing to adapt, an unknown strategy, labels that the model has no output for.
+        BadInput: nothing to adapt, an unknown strategy, an empty micro-batch, labels that the model has no output for.
 
     Source: Finn, Abbeel, Levine, arXiv 1703.03400.
 
@@ -76,9 +77,17 @@ class Learner(nn.Module):
     """
 
     def __init__(
-        self, model: nn.Module, method: Method, loss: Loss = nn.functional.cross_entropy, strategy: str = "auto"
+        self,
+        model: nn.Module,
+        method: Method,
+        loss: Loss = nn.functional.cross_entropy,
+        strategy: str = "auto",
+        micro_batch: int | None = None,
     ):
         super().__init__()
+        if micro_batch is not None and micro_batch < 1:
+            raise BadInput(f"micro_batch is {micro_batch}; take at least one task at a time")
+        self.micro_batch = micro_batch
         if strategy != "auto" and strategy not in STRATEGIES:
             raise unknown("strategy", strategy, ["auto", *STRATEGIES])
         self.model, self.method, self.loss, self.strategy = model, method, loss, strategy
@@ -185,7 +194,7 @@ class Learner(nn.Module):
         def run(strategy: str) -> Result:
             rewind = rewinder(self.device)
             try:
-                result = STRATEGIES[strategy](inner, plan, learned, self._whole, batch)
+                result = self._in_pieces(STRATEGIES[strategy], inner, plan, learned, batch)
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError as error:
@@ -197,12 +206,29 @@ class Learner(nn.Module):
             epsilon = sharpness.perturbation(weights, {n: result[0][n] for n in weights}, sharpness.outer)
             perturbed = learned | {n: weight + epsilon[n] for n, weight in weights.items()}
             rewind()  # dropout and the like drop the same in both passes
-            return STRATEGIES[strategy](inner, plan, perturbed, self._whole, batch)
+            return self._in_pieces(STRATEGIES[strategy], inner, plan, perturbed, batch)
 
         learned: Parameters = dict(self.meta_parameters())
         gradients, outcome = self.by_strategy(batch, strategy, run)
         statistics = {n: Moments(m.mean.mean(0), m.var.mean(0)) for n, m in outcome.statistics.items()}
         return MetaGradient(outcome.loss.mean(), outcome.query_logits, gradients, outcome.loss, statistics)
+
+    def _in_pieces(
+        self, strategy: Strategy, inner: InnerLoop, plan: Plan, learned: Parameters, batch: TaskBatch
+    ) -> Result:
+        """The result of a strategy on the meta-batch, taken micro-batch by micro-batch."""
+        size = self.micro_batch or len(batch)
+        gradients: Parameters = {}
+        outcomes = []
+        for start in range(0, len(batch), size):
+            piece = batch[start : start + size]
+            means, outcome = strategy(inner, plan, learned, self._whole, piece)
+            share = len(piece) / len(batch)
+            gradients = {n: g * share + gradients[n] if gradients else g * share for n, g in means.items()}
+            outcomes.append(outcome)
+        if len(outcomes) == 1:
+            return means, outcome
+        return gradients, tree_map(lambda *each: torch.cat(each), *outcomes)
 
     def _explain(self, error: RuntimeError, plan: Plan, batch: TaskBatch) -> None:
         """Raise BadInput where an error comes from a layer without a second derivative."""

@@ -1,6 +1,12 @@
 """Strategies of the meta-gradient, by name; their results are equal."""
 
-from fewstep.metalearning.meta_gradient import loop, vectorized
-from fewstep.metalearning.recompute import recompute
+from collections.abc import Callable
 
-STRATEGIES = {"loop": loop, "vectorized": vectorized, "recompute": recompute}
+from fewstep.metalearning.inner_loop import InnerLoop, Parameters
+from fewstep.metalearning.meta_gradient import Plan, Result, Whole, loop, vectorized
+from fewstep.metalearning.recompute import recompute
+from fewstep.tasks.batch import TaskBatch
+
+Strategy = Callable[[InnerLoop, Plan, Parameters, Whole, TaskBatch], Result]
+
+STRATEGIES: dict[str, Strategy] = {"loop": loop, "vectorized": vectorized, "recompute": recompute}

@@ -140,8 +140,9 @@ def evaluate(
     metas = list(members or [learner.frozen()])
     values: list[list[float]] = []
     chance = None
-    for start in range(0, count, CHUNK):
-        batch = function(range(start, min(start + CHUNK, count)))
+    chunk = min(CHUNK, learner.micro_batch or CHUNK)
+    for start in range(0, count, chunk):
+        batch = function(range(start, min(start + chunk, count)))
         learner.check(tree_map(lambda t: t[0], batch.support_x), batch.support_y)
         batch = batch.to(learner.device)
         outputs = [_outputs(learner, inner, meta, batch, steps, every_step, alone) for meta in metas]
