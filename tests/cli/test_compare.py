@@ -117,7 +117,9 @@ def test_the_same_command_trains_nothing_again_and_prints_json_alone(compared, c
     written = folder / "c" / "maml-s1" / "checkpoints" / "last.safetensors"
     before, whole = written.stat().st_mtime_ns, json.loads((folder / "c" / "comparison.json").read_text())
     assert here(*arguments, "--format", "json") == 0
-    again = json.loads(capfd.readouterr().out)
+    output, error = capfd.readouterr()
+    again = json.loads(output)
+    assert error == ""
     assert written.stat().st_mtime_ns == before
     for old, new in zip(whole["entries"], again["entries"], strict=True):
         assert [run["score"]["per_task"] for run in old["runs"]] == [run["score"]["per_task"] for run in new["runs"]]
@@ -139,8 +141,8 @@ def test_runs_of_other_tasks_are_refused(compared, capfd, tmp_path):
     assert "taken-s0 has other test tasks than maml: shots is 4, not 3; only runs with the same test tasks" in sentence(
         capfd, "compare", "maml", run, *TINY, "--shots", 3, "--directory", tmp_path
     )
-    assert "evaluation_queries is 10, not 7" in sentence(
-        capfd, "compare", "maml", run, *TINY, "--evaluation-queries", 7, "--directory", tmp_path
+    assert "than maml: evaluation_queries is 10, not 7; only" in sentence(  # queries in training are no reason
+        capfd, "compare", "maml", run, *TINY, "--queries", 3, "--evaluation-queries", 7, "--directory", tmp_path
     )
     assert "name is sinusoid, not strokes" in sentence(
         capfd, "compare", "maml", run, "--filters", 4, "--directory", tmp_path
@@ -237,22 +239,24 @@ def test_an_entry_that_diverges_does_not_cost_the_others(tmp_path, capfd):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_an_interrupted_comparison_saves_and_prints_how_to_go_on(tmp_path, number):
-    length = ["--epochs", "1000", "--iterations", "100"]
+    # Steps so long that a second signal would come before the first has been heeded.
+    length = ["--epochs", "1000", "--iterations", "10", "--tasks", "200", "--strategy", "loop"]
     arguments = ["compare", "maml", "fomaml", *TINY, *length, "--directory", "a folder"]
     process = subprocess.Popen(command(*arguments), cwd=tmp_path, text=True, env=environment(),
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)  # fmt: skip
     run, deadline = Run(tmp_path / "a folder" / "maml-s0"), time.monotonic() + 60
     log = tmp_path / "a folder" / "maml-s0.log"
     while not run.metrics() and time.monotonic() < deadline:
         time.sleep(0.05)
-    process.send_signal(number)
+    # A terminal's Ctrl-C goes to the whole group of processes, a SIGTERM to the one that was started.
+    (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
     output, error = process.communicate(timeout=60)
     assert process.returncode == 130, (output, error)
     assert "Traceback" not in output + error + log.read_text()
     assert (
         "what is trained stays. Go on with:\n  python -m fewstep.cli.main compare maml fomaml --data sinusoid" in error
     )
-    assert error.rstrip().endswith("--epochs 1000 --iterations 100 --directory 'a folder'")
+    assert error.rstrip().endswith("--tasks 200 --strategy loop --directory 'a folder'")
     assert 0 < run.state()["step"] < 100000  # the training in its own process was told, and saved
     assert "stopped after outer step" in log.read_text()
     assert not (tmp_path / "a folder" / "fomaml-s0").exists()
