@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 
 import fewstep
 from fewstep.methods import (
@@ -127,3 +128,13 @@ def test_unknown_names_are_errors_that_name_the_nearest():
         from_json({"stpes": 3})
     with pytest.raises(fewstep.BadInput, match=r"steps is -1"):
         preset("maml", steps=-1)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_adapting_an_untrained_network_to_sinusoids_does_not_diverge(name):
+    """Rates that suit images are too high for regression."""
+    torch.manual_seed(0)
+    model = fewstep.models.MLP(1, 1, (40,))
+    learner = fewstep.Learner(model, preset(name, setting="sinusoid"), torch.nn.functional.mse_loss)
+    score = fewstep.evaluate(learner, fewstep.sinusoid(), count=100)
+    assert score.by_step[-1] < 10 * score.by_step[0]

@@ -79,11 +79,12 @@ def maml_plus_plus(setting: Setting = "omniglot", shots: int = 1) -> Method:
         - The meta-loss is the mean over tasks; the paper writes a sum, which Adam does not notice.
         - Block order conv, norm, activation, pool, as in the newest released code; the paper's code had norm first.
         - Running statistics are those of support passes; the released code mixes support and query passes into them.
+        - On sinusoids, which the paper has none of, rates start at `maml`'s 0.01: with 0.1 adapting diverges.
     """
     tasks = 16 if setting != "mini_imagenet" else 4 if shots == 1 else 2
     return Method(
         "maml++",
-        rule=PerLayerPerStep(0.1),
+        rule=PerLayerPerStep(0.01 if setting == "sinusoid" else 0.1),
         order=FirstThenSecond(until=50 / 150, levels=150),
         step_weights=Annealed(over=15 / 150, levels=150),
         norm=Norm(affine="per_step"),
@@ -116,7 +117,7 @@ def maml_plus_plus_released(setting: Setting = "omniglot", shots: int = 1) -> Me
     mini = setting == "mini_imagenet"
     return Method(
         "maml++-released",
-        rule=PerLayerPerStep(0.1),
+        rule=PerLayerPerStep(0.01 if setting == "sinusoid" else 0.1),
         step_weights=Annealed(over=(15 if mini else 10) / 100, levels=100),
         norm=Norm(affine="per_step"),
         outer=Outer(rate=Constant(1e-3), clamp=10.0) if mini else Outer(rate=Cosine(1e-3, 1e-5, levels=100)),
