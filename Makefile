@@ -34,8 +34,8 @@ lint: $(READY)  ## lint and types alone
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 
-bench: $(READY)  ## seconds of an outer step on the workloads, and the share of sampling
-	@$(BIN)/python -m benchmarks
+bench: $(READY)  ## speed and memory beside other implementations (hours, on a quiet machine), into docs/performance.md
+	@$(BIN)/python -m benchmarks --json results/performance.json --table docs/performance.md
 
 clean:  ## remove the environment and caches, keep runs
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
