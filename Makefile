@@ -34,8 +34,8 @@ lint: $(READY)  ## lint and types alone
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 
-bench: $(READY)  ## seconds of an outer step on the workloads, and the share of sampling
-	@$(BIN)/python -m benchmarks
+bench: $(READY)  ## speed and memory beside other implementations (hours, on a quiet machine), into docs/performance.md
+	@$(BIN)/python -m benchmarks --json results/performance.json --table docs/performance.md
 
 docs: $(READY)  ## write docs/methods.md anew from the presets and measured results
 	@$(BIN)/python docs/build.py

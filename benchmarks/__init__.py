@@ -1,1 +1,11 @@
-"""Timings: `python -m benchmarks` or `make bench`."""
+"""fewstep beside other ways to the same meta-gradient, in one run: `python -m benchmarks` or `make bench`.
+
+workloads.py        W1 to W7: shapes, method, target
+implementations/    one file each: fewstep, a plain loop, vmap(grad), higher, torchopt, learn2learn
+network.py          the network, weights and tasks that every implementation is given
+worker.py           a process that runs one implementation on one workload
+rounds.py           checks equal results, then times live workers in turn; peak memory of fresh ones
+flops.py, peak.py   what a workload asks of convolutions, and what this machine's convolutions reach
+shares.py           sampling, transfer, checkpoints and validation in a real training
+summary.py          ratios from the recorded seconds; text.py and table.py print them
+"""

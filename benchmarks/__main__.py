@@ -1,148 +1,162 @@
-"""Seconds of an outer step beside a plain autograd loop, in one run, interleaved; and the share of sampling.
+"""fewstep beside other ways to the same meta-gradient, in one run, interleaved; results are checked to be equal first.
 
-    python -m benchmarks                      all workloads, five rounds
-    python -m benchmarks W1 W4 --rounds 9     some of them
-
-Equal meta-gradients (within 1e-4 of their norm) are checked before anything is timed. Ratios hold within a run only.
+python -m benchmarks                                                everything (hours; the machine must be quiet)
+python -m benchmarks --only W1 W4 --implementations fewstep loop    some of it
+python -m benchmarks table results/performance.json                 the tables of a recorded run
 """
 
+import argparse
+import difflib
 import json
+import os
 import platform
-import statistics
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
+import shlex
+import sys
+from collections.abc import Collection, Iterable, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
-import torch
-import tyro
-from tyro.conf import Positional
+from benchmarks import table, text
+from benchmarks.implementations import IMPLEMENTATIONS, OURS
+from benchmarks.processes import Gone, Process
+from benchmarks.rounds import UNTOUCHED, Options, measure
+from benchmarks.workloads import WORKLOADS
 
-import fewstep
-from benchmarks.plain import built_in, meta_gradient
-from fewstep.cli.machine import prepare
-from fewstep.methods import Uniform
-from fewstep.models import Conv4
-
-FULL = {"step_weights": Uniform(), "order": fewstep.methods.SecondOrder()}  # MAML++ at its most expensive
+SHARES = "shares"
+LIBRARIES = ("torch", "fewstep", "higher", "torchopt", "learn2learn")
 
 
-@dataclass(frozen=True)
-class Workload:
-    """Shapes and method of one timing."""
-
-    what: str
-    method: fewstep.Method
-    ways: int
-    tasks: int
-    shots: int = 1
-    queries: int = 1
-    size: int = 28
-    channels: int = 1
-    filters: int = 64
+def say(line: str) -> None:
+    """What happens at the moment; results go to standard output."""
+    print(line, file=sys.stderr, flush=True)
 
 
-def mini(shots: int) -> Workload:
-    return Workload(f"mini-ImageNet 5-way {shots}-shot, MAML++ full", fewstep.preset("maml++", **FULL), 5, 2, shots, 15,
-                    84, 3, 48)  # fmt: skip
+def known(parser: argparse.ArgumentParser, kind: str, names: Iterable[str], there_are: Sequence[str]) -> None:
+    """End with one sentence where a name does not exist."""
+    for name in names:
+        if name not in there_are:
+            near = difflib.get_close_matches(name, there_are, 1, 0.4)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            parser.error(f"unknown {kind} {name!r}; {hint}There are {', '.join(there_are)}")
 
 
-WORKLOADS = {
-    "W1": Workload("Omniglot 20-way 1-shot, MAML++ full", fewstep.preset("maml++", **FULL), 20, 8),
-    "W2": Workload("Omniglot 20-way 1-shot, MAML", fewstep.preset("maml"), 20, 8),
-    "W3": Workload("Omniglot 20-way 1-shot, FOMAML", fewstep.preset("fomaml"), 20, 8),
-    "W4": Workload("Omniglot 5-way 1-shot, MAML, 1 step", fewstep.preset("maml", steps=1), 5, 32),
-    "W4b": Workload("the same with 15 queries", fewstep.preset("maml", steps=1), 5, 32, queries=15),
-    "W5": mini(1),
-    "W6": mini(5),
-}
+def parsed(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--only", nargs="+", metavar="W", default=[*WORKLOADS, SHARES], help=f"{', '.join(WORKLOADS)}, {SHARES}")
+    add("--implementations", nargs="+", metavar="I", default=list(IMPLEMENTATIONS), help=", ".join(IMPLEMENTATIONS))
+    add("--repeats", type=int, default=7, help="rounds of timings, at most (default 7)")
+    add("--at-most", type=float, default=900, metavar="S", help="no new round after these seconds of a setting, once "
+        "there are three (default 900)")  # fmt: skip
+    add("--threads", type=int, default=2, help="of every process (default 2)")
+    add("--scale", type=float, default=1.0, help="smaller shapes, to see whether everything runs (default 1)")
+    add("--json", type=Path, metavar="PATH", help="write everything that was measured")
+    add("--table", type=Path, metavar="PATH", help="write the tables as Markdown, between the marks of a document")
+    options = parser.parse_args(arguments)
+    known(parser, "workload", options.only, [*WORKLOADS, SHARES])
+    known(parser, "implementation", options.implementations, list(IMPLEMENTATIONS))
+    if options.repeats < 1 or options.threads < 1:
+        parser.error("repeats and threads must be at least 1")
+    if not 0 < options.scale <= 1:
+        parser.error(f"scale is {options.scale:g}; it must lie above 0 and not above 1")
+    for path in (options.json, options.table):
+        if path is not None and not path.parent.is_dir():
+            parser.error(f"cannot write {path}: there is no folder {path.parent}")
+    return options
 
 
-@dataclass(frozen=True)
-class Options:
-    """Time outer steps beside a plain autograd loop."""
-
-    workloads: Positional[tuple[str, ...]] = ("W1", "W2", "W3", "W4")
-    """W1 to W6."""
-    rounds: int = 5
-    """Timings of each, interleaved."""
-    threads: int = 2
-    """Processor threads."""
-    output: Path | None = None
-    """Write the figures as JSON."""
+def machine() -> dict[str, Any]:
+    """Where the figures come from."""
+    libraries = {}
+    for name in LIBRARIES:
+        try:
+            libraries[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return {"processor": processor(), "cores": len(affinity()), "system": f"{platform.system()} {platform.machine()}",
+            "python": platform.python_version(), "libraries": libraries}  # fmt: skip
 
 
-def timed(call: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    call()
-    return time.perf_counter() - started
+def affinity() -> Collection[int]:
+    """The cores that processes started here may use."""
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
 
 
-def distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
-    flat = [torch.cat([x[name].flatten() for name in sorted(a)]) for x in (a, b)]
-    return float((flat[0] - flat[1]).norm() / flat[1].norm())
+def processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or "unknown processor"
 
 
-def measure(name: str, w: Workload, rounds: int) -> dict[str, object]:
-    torch.manual_seed(0)
-    learner = fewstep.Learner(Conv4(w.ways, w.channels, w.filters, w.size), w.method)
-    model = built_in(w.ways, w.channels, w.filters, w.size)
-
-    def half(count: int) -> tuple[torch.Tensor, torch.Tensor]:
-        x = torch.randn(w.tasks, w.ways * count, w.channels, w.size, w.size)
-        return x, torch.arange(w.ways).repeat(w.tasks, count)
-
-    batch = fewstep.TaskBatch(*half(w.shots), *half(w.queries))
-    expected = meta_gradient(model, learner, batch, 0.0)
-    systems: dict[str, Callable[[], object]] = {"plain loop": lambda: meta_gradient(model, learner, batch, 0.0)}
-    for strategy in ("loop", "vectorized"):
-        off = distance(learner.meta_gradient(batch, 0.0, strategy).gradients, expected)
-        assert off < 1e-4, f"{name}: {strategy} is off by {off:.1e}"
-        systems[strategy] = lambda strategy=strategy: learner.meta_gradient(batch, 0.0, strategy)
-    times: dict[str, list[float]] = {system: [] for system in systems}
-    for _ in range(rounds):
-        for system, call in systems.items():
-            times[system].append(timed(call))
-    medians = {system: statistics.median(seconds) for system, seconds in times.items()}
-    print(f"{name:4} {w.what}")
-    for system, seconds in times.items():
-        spread = f"{min(seconds):.3f} to {max(seconds):.3f}"
-        ratio = medians["plain loop"] / medians[system]
-        print(f"     {system:12} {medians[system]:7.3f} s   ({spread})   {ratio:.2f}× the plain loop's speed")
-    return {"workload": name, "seconds": times, "chosen": learner.chosen_strategy(batch)}
+def run(options: argparse.Namespace) -> int:
+    """Measure, print, record after every workload; 1 where fewstep itself failed."""
+    kept = {"repeats": options.repeats, "threads": options.threads, "scale": options.scale}
+    results: dict[str, Any] = {
+        "command": shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]),
+        "machine": machine(), "options": kept, "workloads": {}, "shares": [],
+    }  # fmt: skip
+    how = Options(options.implementations, options.repeats, options.threads, options.scale, options.at_most)
+    with Process("peak", threads=options.threads) as peak:
+        for name in (name for name in WORKLOADS if name in options.only):
+            say("convolution peak")  # again before every workload: the machine may have been busy
+            found = peak.ask("peak", seconds=options.scale)
+            results["peak"] = max((found, results.get("peak", found)), key=lambda found: found["both"])
+            results["workloads"][name] = measure(name, how, say)
+            print(text.workload(name, results["workloads"][name], results["peak"]["both"]), flush=True)
+            record(options, results)
+    if SHARES in options.only:
+        say("shares of a real training")
+        with Process("shares", "--scale", str(options.scale), threads=options.threads) as process:
+            results["shares"] = process.answer()
+        print(text.shares(results["shares"]), flush=True)
+        record(options, results)
+    return int(any(name in (*OURS, UNTOUCHED) for found in results["workloads"].values() for name in found["left_out"]))
 
 
-def sampling(rounds: int) -> list[dict[str, object]]:
-    """Seconds to draw a meta-batch, as a share of an outer step on it."""
-    data = fewstep.strokes(classes=(200, 20, 20))
-    rows: list[dict[str, object]] = []
-    print("sampling a meta-batch of 8 tasks, 28×28, with rotations, as a share of an outer step of maml (Conv4-64)")
-    for ways in (5, 20):
-        tasks = data.tasks(ways=ways)
-        learner = fewstep.Learner(Conv4(ways), fewstep.preset("maml"))
-        draw, step = [], []
-        for i in range(rounds):
-            batch = tasks.train(range(8 * i, 8 * i + 8))
-            draw += [timed(lambda i=i, tasks=tasks: tasks.train(range(8 * i, 8 * i + 8))) for _ in range(5)]
-            step.append(timed(lambda batch=batch, learner=learner: learner.meta_gradient(batch)))
-        a, b = statistics.median(draw), statistics.median(step)
-        print(f"     {ways:2}-way       {a * 1e3:7.2f} ms of {b:.3f} s: {a / b:.2%}")
-        rows.append({"ways": ways, "draw": a, "step": b, "share": a / b})
-    return rows
+def record(options: argparse.Namespace, results: dict[str, Any]) -> None:
+    if options.json:
+        options.json.write_text(json.dumps(results, indent=1) + "\n")
+    if options.table:
+        table.write(options.table, table.markdown(results))
 
 
-def main() -> None:
-    options = tyro.cli(Options, prog="python -m benchmarks")
-    prepare(options.threads)
-    print(f"torch {torch.__version__}, {platform.machine()}, {options.threads} threads, float32\n")
-    for name in options.workloads:
-        if name not in WORKLOADS:
-            raise SystemExit(f"unknown workload {name!r}; there are {', '.join(WORKLOADS)}")
-    rows = [measure(name, WORKLOADS[name], options.rounds) for name in options.workloads]
-    shares = sampling(options.rounds)
-    if options.output:
-        options.output.write_text(json.dumps({"torch": torch.__version__, "rows": rows, "sampling": shares}, indent=1))
+def print_table(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks table", description="The tables of a recorded run.")
+    parser.add_argument("results", type=Path, help="what --json wrote")
+    parser.add_argument("--into", type=Path, metavar="PATH", help="put them between the marks of a document")
+    options = parser.parse_args(arguments)
+    try:
+        shown = table.markdown(json.loads(options.results.read_text()))
+    except OSError as error:
+        parser.error(f"cannot read {options.results}: {error.strerror}")
+    except (ValueError, KeyError, TypeError) as error:
+        parser.error(f"{options.results} is not what --json wrote ({error!r})")
+    if options.into:
+        table.write(options.into, shown)
+    else:
+        print(shown, end="")
+    return 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["table"]:
+        return print_table(arguments[1:])
+    options = parsed(arguments)
+    try:
+        return run(options)
+    except Gone as reason:
+        say(f"benchmarks: a process could not go on: {reason}")
+        return 1
+    except KeyboardInterrupt:
+        say("benchmarks: interrupted; what --json wrote holds the workloads before")
+        return 130
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,0 +1,50 @@
+"""fewstep: a `Learner` as users build it, by the strategy that it chooses or by a forced one."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+import fewstep
+from benchmarks.network import Batch, Start, start, tasks
+from benchmarks.workloads import Workload
+from fewstep.methods import PerLayerPerStep, SecondOrder, Uniform
+from fewstep.models import Conv4
+
+
+def supports(w: Workload) -> bool:  # noqa: ARG001 - it can write everything
+    return True
+
+
+def learner(w: Workload, begin: Start, strategy: str) -> fewstep.Learner:
+    """The method of a workload, with the weights that every implementation starts from."""
+    if w.plus:  # at its most expensive: second order and every query loss, as in its first epochs
+        parts = {"rule": PerLayerPerStep(w.rate), "order": SecondOrder(), "step_weights": Uniform()}
+        method = fewstep.preset("maml++", steps=w.steps, **parts)
+    else:
+        method = fewstep.preset("maml" if w.second else "fomaml", steps=w.steps, rule__rate=w.rate)
+    made = fewstep.Learner(Conv4(w.ways, w.channels, w.filters, w.size), method, strategy=strategy)
+    with torch.no_grad():
+        for name, p in made.meta_parameters().items():
+            part, _, rest = name.partition(".")
+            p.copy_(begin.rates[rest] if part == "rates" else begin.weights[rest])
+    return made
+
+
+def build(w: Workload, begin: Start, batch: Batch, strategy: str = "auto") -> Callable[[], dict[str, Tensor]]:
+    made, tasks = learner(w, begin, strategy), fewstep.TaskBatch(*batch)
+
+    def meta_gradient() -> dict[str, Tensor]:
+        found = made.meta_gradient(tasks).gradients
+        return {name if name.startswith("rates.") else name.partition(".")[2]: g for name, g in found.items()}
+
+    def predict() -> dict[str, Tensor]:
+        predictor = made.adapt(batch.support_x[0], batch.support_y[0], statistics="batch")
+        return {"logits": predictor(batch.query_x[0])}
+
+    return predict if w.predict else meta_gradient
+
+
+def chosen(w: Workload, strategy: str) -> str:
+    """The strategy for a workload where this one is asked for: what `auto` takes."""
+    return learner(w, start(w), strategy).chosen_strategy(fewstep.TaskBatch(*tasks(w)))

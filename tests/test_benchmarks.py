@@ -1,0 +1,194 @@
+"""The benchmark: everyone computes the same, operations are counted right, a small run ends in well-formed tables."""
+
+import doctest
+import importlib
+import itertools
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+ROOT = Path(__file__).parents[1]
+sys.path.append(str(ROOT))  # the benchmark is not part of the installed package
+
+from benchmarks import flops, rounds, shares, summary, table, text  # noqa: E402
+from benchmarks.__main__ import main  # noqa: E402
+from benchmarks.implementations import IMPLEMENTATIONS, OURS, plain_loop  # noqa: E402
+from benchmarks.network import distance, start, tasks  # noqa: E402
+from benchmarks.workloads import WORKLOADS  # noqa: E402
+
+SMALL = {name: w.scaled(0.1) for name, w in WORKLOADS.items()}
+
+
+def step(name, w, dtype=torch.float64):
+    """A step of an implementation; skips where its library is missing or it does not write this workload."""
+    try:
+        module = importlib.import_module(IMPLEMENTATIONS[name])
+    except ImportError as error:
+        pytest.skip(str(error))
+    if not module.supports(w):
+        pytest.skip(f"{name} does not write this workload")
+    torch.set_default_dtype(dtype)
+    try:
+        strategy = (OURS[name],) if name in OURS else ()
+        return module.build(w, start(w).to(dtype), tasks(w).to(dtype), *strategy)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+@pytest.mark.parametrize("workload", ["W1", "W2", "W3", "W7"])
+def test_everyone_computes_the_same_again_and_again(name, workload):
+    w = SMALL[workload]
+    expected, call = step("loop", w)(), step(name, w)
+    assert distance(call(), expected) < 1e-10
+    assert distance(call(), expected) < 1e-10  # nothing of the first call is left
+
+
+def test_distance_sees_what_is_wrong_and_not_what_is_rounding():
+    right = step("loop", SMALL["W2"])()
+    assert distance(step("loop", SMALL["W3"])(), right) > 0.01  # first order is another gradient
+    assert distance({name: g for name, g in right.items() if name != "head.bias"}, right) == float("inf")
+    assert distance({**right, "head.bias": right["head.bias"] * float("nan")}, right) == float("inf")
+    assert distance({**right, "head.bias": right["head.bias"] * 1.001}, right) == pytest.approx(1e-3, rel=0.1)
+    noise = right["blocks.0.conv.bias"]  # in front of a batch norm: zero but for rounding
+    assert distance({**right, "blocks.0.conv.bias": -noise}, right) < 1e-10
+
+
+@pytest.mark.parametrize("workload", WORKLOADS)
+def test_operations_are_those_torch_counts(workload):
+    w = SMALL[workload]
+    call = plain_loop.build(w, start(w), tasks(w))
+    with FlopCounterMode(display=False) as counter:
+        call()
+    counted = sum(n for op, n in counter.get_flop_counts()["Global"].items() if "convolution" in str(op))
+    unasked = 0
+    if w.second and not w.predict:  # torch also takes the second gradient by the images, which nobody asks for
+        unasked = w.tasks * w.steps * w.ways * w.shots * 2 * 9 * w.channels * w.filters * w.size**2
+    assert counted == flops.convolution_flops(w) + unasked
+
+
+def test_ratios_are_against_the_fastest_and_the_smallest_other():
+    def found(seconds, used):
+        return {"seconds": seconds, "memory": {"used": used, "before": 0}}
+
+    run = {
+        "fewstep": found([1.0, 1.1, 0.9], 60), "fewstep-loop": found([0.1, 0.1, 0.1], 1),
+        rounds.UNTOUCHED: found([2.0, 2.0, 2.0], 1), "loop": found([2.0, 2.2, 3.6], 100),
+        "vmap": found([3.0, 3.0, 3.0], 50),
+    }  # fmt: skip
+    settings = {rounds.AS_RUN: run, rounds.EQUAL: {"fewstep": found([1.0] * 3, 60), "vmap": found([1.5] * 3, 50)}}
+    record = {"settings": settings, "flops": 3e9, "target": {"faster": 2.0, "memory": 1.0}}
+    figures = summary.summary(record, 12e9)
+    assert str(figures.as_run) == "2.20 (2.00–4.00)"
+    assert (figures.as_run.other, figures.equal.other, figures.equal.value) == ("loop", "vmap", 1.5)
+    assert figures.untouched.value == pytest.approx(1.1)
+    assert figures.memory == (1.2, "vmap")
+    assert figures.share == pytest.approx(0.25)
+    assert figures.met == {"faster": True, "memory": False}
+
+
+def test_shares_are_of_a_real_training():
+    whole = {name: vars(shares.trainer)[name] for name in ("save_checkpoint", "evaluate")}
+    record = shares.shares(ways=3, iterations=2, filters=4, meta_batch=2, validation_tasks=2)
+    assert {name: vars(shares.trainer)[name] for name in whole} == whole
+    assert min(*record["step"].values(), record["checkpoint"], record["validation_task"]) > 0
+    assert record["step"]["meta_gradient"] > record["step"]["sampling"]
+    assert sum(summary.epoch_shares(record).values()) == pytest.approx(1)
+    step = summary.step_shares(record)
+    assert sum(step[part] for part in record["step"]) == pytest.approx(1)
+    assert "3-way 1-shot, MAML++, Conv4-4, 2 tasks: a step" in text.shares([record])
+
+
+@pytest.mark.parametrize("module", [flops, rounds, summary])
+def test_examples(module):
+    assert doctest.testmod(module).failed == 0
+
+
+# --- the command -----------------------------------------------------------------------------------------------------
+
+TINY = ["--scale", "0.05", "--threads", "1", "--repeats", "2"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Real processes on tiny shapes: ours, the reference, and one that does not write MAML++ or is not installed."""
+    folder, old = tmp_path_factory.mktemp("run"), Path.cwd()
+    document = folder / "performance.md"
+    document.write_text(f"# Performance\n\n{table.BEGIN}\nold\n{table.END}\n\nThe end.\n")
+    arguments = ["--only", "W1", "--implementations", "fewstep", "loop", "learn2learn", *TINY]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        status = main([*arguments, "--json", str(folder / "run.json"), "--table", str(document)])
+    assert Path.cwd() == old
+    return folder, document, status
+
+
+def test_a_run_records_every_round_in_both_settings(run):
+    folder, _, status = run
+    results = json.loads((folder / "run.json").read_text())
+    record = results["workloads"]["W1"]
+    assert status == 0
+    assert list(record["settings"][rounds.AS_RUN]) == ["fewstep", "loop", rounds.UNTOUCHED]
+    assert list(record["settings"][rounds.EQUAL]) == ["fewstep", "loop"]
+    for setting in record["settings"].values():
+        assert all(len(found["seconds"]) == 2 and min(found["seconds"]) > 0 for found in setting.values())
+    ours = record["settings"][rounds.AS_RUN]["fewstep"]
+    assert ours["distance"]["float64"] < 1e-8
+    assert ours["distance"]["float32"] < 1e-4
+    assert ours["memory"]["strategy"] in ("loop", "vectorized")
+    assert 1e7 < ours["memory"]["before"] < 2e9
+    assert abs(ours["memory"]["used"]) < 1e8
+    assert list(record["left_out"]) == ["learn2learn"]
+    assert results["peak"]["both"] > 1e8
+    assert record["flops"] == flops.convolution_flops(WORKLOADS["W1"].scaled(0.05))
+
+
+def test_its_tables_go_between_the_marks_and_come_again_from_the_record(run, capsys):
+    folder, document, _ = run
+    before, _, rest = document.read_text().partition(table.BEGIN)
+    shown, _, after = rest.partition(table.END)
+    assert (before, after) == ("# Performance\n\n", "\n\nThe end.\n")
+    assert "old" not in shown
+    assert "no measure of speed" in shown
+    assert "learn2learn on W1: " in shown
+    rows = [line for line in shown.splitlines() if line.startswith("|")]
+    assert sum(line.startswith("| W1 | ") for line in rows) == 6
+    for above, below in itertools.pairwise(rows):
+        if "---" in below:
+            assert above.count("|") == below.count("|")
+    assert main(["table", str(folder / "run.json")]) == 0
+    assert capsys.readouterr().out.strip() == shown.strip()
+
+
+def test_who_computes_something_else_is_not_timed(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setitem(rounds.TOLERANCE, "float64", -1.0)
+    options = rounds.Options(["vmap"], repeats=1, threads=1, scale=0.05, at_most=60)
+    said = []
+    record = rounds.measure("W7", options, said.append)
+    assert "differs from the plain loop's by" in record["left_out"]["vmap"]
+    assert record["settings"] == {rounds.AS_RUN: {}, rounds.EQUAL: {}}
+    assert any("vmap is left out" in line for line in said)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--only", "W9"], "unknown workload 'W9'; did you mean"),
+        (["--implementations", "hihger"], "unknown implementation 'hihger'; did you mean 'higher'?"),
+        (["--repeats", "0"], "repeats and threads must be at least 1"),
+        (["--scale", "2"], "scale is 2; it must lie above 0 and not above 1"),
+        (["--json", "/nowhere/x.json"], "there is no folder /nowhere"),
+        (["table", "/nowhere/x.json"], "cannot read /nowhere/x.json: No such file or directory"),
+        (["table", str(ROOT / "Makefile")], "is not what --json wrote"),
+    ],
+)
+def test_bad_input_is_a_sentence(arguments, expected, capsys):
+    with pytest.raises(SystemExit) as exit:
+        main(arguments)
+    assert exit.value.code == 2
+    assert expected in capsys.readouterr().err
