@@ -178,7 +178,7 @@ def test_what_cannot_be_compared_is_one_sentence(compared, capfd, tmp_path, monk
         (["compare", "maml", *TINY, "--iterations", "5", "--directory", folder / "c"],
          "was made with another configuration (training.iterations is 4 there, 5 now)"),
         (["ablate", "maml"], "maml does not differ from maml: there is nothing to ablate"),
-        (["ablate", "maml++", "--set", "norm.affin=shared"], "did you mean 'affine'"),
+        (["ablate", "maml++", *TINY, "--set", "norm.affin=shared"], "did you mean 'affine'"),
         (["ablate", "maml++", "--adapted", "all"], "norm.affine is per_step, but All() lets the inner loop adapt"),
     ):  # fmt: skip
         assert expected in sentence(capfd, *arguments), arguments
