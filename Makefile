@@ -25,7 +25,7 @@ quickstart: $(READY)  ## meta-train MAML++ on strokes (at most 4 minutes on two 
 test: $(READY)  ## lint, types, tests
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
-	@$(BIN)/python -m pytest -m 'not slow'
+	@$(BIN)/python -m pytest -m 'not slow' -n auto --maxprocesses 8 --dist loadfile
 
 test-slow: $(READY)  ## the proofs that take minutes
 	@$(BIN)/python -m pytest -m slow
