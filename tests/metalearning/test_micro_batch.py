@@ -33,3 +33,7 @@ def test_no_more_tasks_are_taken_at_once(monkeypatch):
 def test_an_empty_micro_batch():
     with pytest.raises(fewstep.BadInput, match="micro_batch is 0; take at least one task at a time"):
         fewstep.Learner(torch.nn.Linear(2, 2), fewstep.preset("maml"), micro_batch=0)
+    learner = fewstep.Learner(torch.nn.Linear(2, 2), fewstep.preset("maml"), micro_batch=3)
+    with pytest.raises(fewstep.BadInput, match="micro_batch is -1"):
+        learner.micro_batch = -1
+    assert learner.micro_batch == 3

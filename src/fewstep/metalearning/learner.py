@@ -85,8 +85,6 @@ class Learner(nn.Module):
         micro_batch: int | None = None,
     ):
         super().__init__()
-        if micro_batch is not None and micro_batch < 1:
-            raise BadInput(f"micro_batch is {micro_batch}; take at least one task at a time")
         self.micro_batch = micro_batch
         if strategy != "auto" and strategy not in STRATEGIES:
             raise unknown("strategy", strategy, ["auto", *STRATEGIES])
@@ -118,6 +116,17 @@ class Learner(nn.Module):
                 start = anchor.new_full((channels,), empty) if own is None else own.detach()
                 moments[f"{name}.{part}"] = start.expand(rows, channels).clone()
         return moments
+
+    @property
+    def micro_batch(self) -> int | None:
+        """Tasks of a meta-batch taken at a time; all where None."""
+        return self._micro_batch
+
+    @micro_batch.setter
+    def micro_batch(self, size: int | None) -> None:
+        if size is not None and size < 1:
+            raise BadInput(f"micro_batch is {size}; take at least one task at a time")
+        self._micro_batch = size
 
     # --- meta-parameters ---------------------------------------------------------------------------------------------
 
