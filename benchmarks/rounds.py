@@ -51,8 +51,10 @@ def contenders(setting: str, implementations: Sequence[str]) -> dict[str, tuple[
     """{label: (implementation, allocator)} of a setting.
 
     Example:
-        >>> contenders(AS_RUN, ["fewstep", "loop"])["loop"], contenders(EQUAL, ["fewstep", "loop"])["loop"]
-        (('loop', 'theirs'), ('loop', 'ours'))
+        >>> contenders(AS_RUN, ["fewstep-loop", "loop"])
+        {'fewstep-loop': ('fewstep-loop', 'ours'), 'loop': ('loop', 'theirs')}
+        >>> contenders(EQUAL, ["fewstep", "fewstep-loop", "loop"])
+        {'fewstep': ('fewstep', 'ours'), 'loop': ('loop', 'ours')}
     """
     if setting == EQUAL:
         return {name: (name, "ours") for name in implementations if name not in OURS or OURS[name] == "auto"}

@@ -8,6 +8,7 @@ themselves; `theirs` leaves the process as Python started it.
 """
 
 import argparse
+import contextlib
 import ctypes
 import importlib
 import json
@@ -26,17 +27,19 @@ from benchmarks.workloads import WORKLOADS, Workload
 MEMORY_STEPS = 3
 
 
-def peak_bytes() -> int:
-    """The largest resident size this process has had."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def resident_bytes() -> int:
-    """The resident size now; elsewhere than on Linux the largest so far."""
+def _status(entry: str) -> int:
+    """An entry of Linux's account of this process, in bytes; the largest resident size so far on other systems."""
     try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
-        return peak_bytes()
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{entry}:"))
+    except (OSError, StopIteration):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def forget_peak() -> None:
+    """Let the largest resident size be that from now on: what loading a library took for a moment does not count."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def give_back() -> None:
@@ -81,13 +84,15 @@ class Worker:
         A step on a tiny problem comes before it, so that code which a library loads when first used does not count.
         """
         self.build(self.workload.scaled(0.05))()
-        before = resident_bytes()
+        give_back()
+        before = _status("VmRSS")
+        forget_peak()
         self.step = self.build(self.workload)
         for _ in range(MEMORY_STEPS):
             started = time.perf_counter()
             self.result = self.step()
             seconds = time.perf_counter() - started
-        peak = peak_bytes()
+        peak = _status("VmHWM")
         give_back()
         about = {"strategy": self.module.chosen(self.workload, OURS[self.name])} if self.name in OURS else {}
         return {"before": before, "peak": peak, "used": peak - before, "seconds": seconds, **about}
