@@ -63,7 +63,7 @@ def main() -> None:
         "command": " ".join(["python -m benchmarks.cost", *sys.argv[1:]]),
         "what": f"median and range of {asked.rounds} interleaved rounds, Omniglot shapes 5-way 1-shot, "
         f"Conv4-{asked.filters}, {asked.tasks} tasks, {asked.threads} thread{'s' * (asked.threads > 1)}",
-        "environment": environment("cpu"),
+        "environment": {name: value for name, value in environment("cpu").items() if name != "command"},
         "presets": {
             name: {"ratio": statistics.median(each), "low": min(each), "high": max(each), "rounds": each}
             for name, each in ratios.items()
