@@ -18,14 +18,16 @@ def supports(w: Workload) -> bool:  # noqa: ARG001 - it can write everything
 def build(w: Workload, start: Start, batch: Batch) -> Callable[[], dict[str, Tensor]]:
     network, rates = start.network(w), start.learned()
     adapted = network.adapted()
-    groups = [{"params": [p]} for p in adapted.values()] if w.plus else list(adapted.values())
-    optimizer = torch.optim.SGD(groups, lr=w.rate)
+    norms = [p for name, p in network.named_parameters() if name not in adapted]
+    groups = [{"params": [p]} for p in adapted.values()] if w.plus else [{"params": list(adapted.values())}]
+    # The norms step at rate 0: what the optimiser leaves out would be differentiated through all steps at every step.
+    optimizer = torch.optim.SGD([*groups, {"params": norms, "lr": 0.0}], lr=w.rate)
 
     def inner_loop(track: bool):
         return higher.innerloop_ctx(network, optimizer, copy_initial_weights=False, track_higher_grads=track)
 
     def adapt(model: torch.nn.Module, inner: higher.optim.DifferentiableOptimizer, x: Tensor, y: Tensor, step: int):
-        override = {"lr": [rates[name][step] for name in adapted]} if w.plus else None
+        override = {"lr": [*(rates[name][step] for name in adapted), 0.0]} if w.plus else None
         inner.step(F.cross_entropy(model(x, step), y), override=override)
 
     def second_order() -> dict[str, Tensor]:
