@@ -94,7 +94,7 @@ def test_every_map_keeps_channels_last_through_inner_steps(channels, lies):
         weights = {name: w - 0.1 * g for (name, w), g in zip(weights.items(), gradients, strict=True)}
     assert len(seen) == 24
     assert all(map_.is_contiguous(memory_format=torch.channels_last) for map_ in seen)
-    assert not any(map_.is_contiguous() for map_ in seen)
+    assert not any(map_.is_contiguous() for map_ in seen if map_.shape[2] > 1)  # of one pixel both layouts are one
     assert copy.deepcopy(model).blocks[1].conv.weight.is_contiguous(memory_format=torch.channels_last)
 
 

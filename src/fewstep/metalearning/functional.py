@@ -18,7 +18,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from fewstep.errors import BadInput
 from fewstep.metalearning.attention import AttentionWatch, math_attention
 from fewstep.metalearning.second_derivative import SecondDerivativeProbe
-from fewstep.models.batch_norm import apply_statistics, batch_statistics, normalise
+from fewstep.models.batch_norm import PooledBatchNorm, apply_statistics, batch_statistics, normalise
+from fewstep.models.max_pool import max_pool
 
 NORMS = (_BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.modules.instancenorm._InstanceNorm, nn.RMSNorm)
 
@@ -43,7 +44,7 @@ class _ValueNorm(nn.Module):
         super().__init__()
         self.register_parameter("weight", norm.weight)
         self.register_parameter("bias", norm.bias)
-        self.eps, self.name = norm.eps, name
+        self.eps, self.name, self.pool = norm.eps, name, isinstance(norm, PooledBatchNorm)
         self.given: Statistics | None = None
         self.seen: Statistics = {}
         self.differentiable = False
@@ -51,14 +52,18 @@ class _ValueNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.given is not None:
             mean, var = self.given[self.name]
-            return apply_statistics(x, mean, var, self.weight, self.bias, self.eps)
+            return self._by(mean, var, x)
         if self.differentiable:
             mean, var = batch_statistics(x)
-            y = apply_statistics(x, mean, var, self.weight, self.bias, self.eps)
+            y = self._by(mean, var, x)
         else:
-            y, mean, var = normalise(x, self.weight, self.bias, self.eps)
+            y, mean, var = normalise(x, self.weight, self.bias, self.eps, self.pool)
         self.seen[self.name] = Moments(mean, var)
         return y
+
+    def _by(self, mean: Tensor, var: Tensor, x: Tensor) -> Tensor:
+        y = apply_statistics(x, mean, var, self.weight, self.bias, self.eps)
+        return max_pool(y) if self.pool else y
 
 
 def _on_meta(tensor: Tensor) -> Tensor:

@@ -4,15 +4,39 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fewstep.errors import BadInput
-from fewstep.models.functions import Channelwise, layout
+from fewstep.models.functions import Channelwise, layout, pick, place
+from fewstep.models.max_pool import SIZE, max_pool
 
 aten = torch.ops.aten
 
 
-def normalise(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+class PooledBatchNorm(nn.BatchNorm2d):
+    """Batch norm, then max-pooling 2×2, in a third of the passes over the maps that the two take apart.
+
+        y = max over 2×2 of γ x̂ + β
+
+    An affine map keeps or turns the order of numbers, so the pixels that stay are known before anything is normalised,
+    and only they are. Parameters and buffers are those of `torch.nn.BatchNorm2d`.
+
+    Shapes: (N, C, H, W) -> (N, C, H // 2, W // 2).
+
+    Example:
+        >>> PooledBatchNorm(3, track_running_stats=False)(torch.randn(4, 3, 9, 8)).shape
+        torch.Size([4, 3, 4, 4])
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.track_running_stats:  # torch keeps them; the twin of a `Learner` does without
+            return max_pool(super().forward(x))
+        return normalise(x, self.weight, self.bias, self.eps, pool=True)[0]
+
+
+def normalise(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, pool: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
     """Batch norm of x by its own statistics, quick to differentiate twice.
 
         y = γ x̂ + β,  x̂ = (x − μ) / √(σ² + ε),  μ and σ² over all dimensions but the second
@@ -25,6 +49,7 @@ def normalise(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float)
         weight: γ (C,); None for ones.
         bias: β (C,); None for zeros.
         eps: ε, added to the variance.
+        pool: keep the largest y of every 2×2 pixels of maps (N, C, H, W); see `PooledBatchNorm`.
 
     Returns:
         y (N, C, *), μ (C,) and the biased variance σ² (C,); no gradient flows through the statistics.
@@ -45,11 +70,15 @@ def normalise(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float)
             f"batch norm sees one value per channel in an input of {shape}; it needs at least two: "
             "more images per pass or a larger input"
         )
+    if torch.compiler.is_compiling():
+        # The compiler of torch drops a function's own derivatives (pytorch issue 193279), so it gets parts to fuse.
+        mean, var = batch_statistics(x)
+        y = apply_statistics(x, mean, var, weight, bias, eps)
+        return max_pool(y) if pool else y, mean.detach(), var.detach()
     weight = x.new_ones(x.shape[1]) if weight is None else weight
     bias = x.new_zeros(x.shape[1]) if bias is None else bias
-    # The compiler of torch drops a function's own derivatives (pytorch issue 193279), so it gets torch's to fuse.
-    function = _Normalise.forward if torch.compiler.is_compiling() else _Normalise.apply
-    y, mean, rstd = function(x, weight, bias, eps)
+    kept, at = _Extremes.apply(x.detach(), weight.detach()) if pool else (None, None)
+    y, mean, rstd = _Normalise.apply(x, weight, bias, kept, at, eps)
     return y, mean.detach(), (rstd.detach().pow(-2) - eps).clamp(min=0)
 
 
@@ -102,41 +131,73 @@ def batch_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
 #
 #     dx = γ r (a − s₁ − x̂ s₂),  dγ = M s₂,  dβ = M s₁        with s₁ = m(a), s₂ = m(a x̂)
 #
-# and for cotangents (u, u_γ, u_β) of these, with t₁ = m(u), t₂ = m(u x̂), p = m(u (a − s₁)):
+# and for cotangents (u, u_γ, u_β) of these, with t₁ = m(u), t₂ = m(u x̂), q = m(u a) − t₁ s₁ − t₂ s₂:
 #
 #     ∂/∂a = γ r (u − t₁ − x̂ t₂) + u_γ x̂ + u_β
-#     ∂/∂x = −γ r² (s₂ (u − t₁) + t₂ (a − s₁) + x̂ (p − 3 t₂ s₂)) + u_γ r (a − s₁ − x̂ s₂)
-#     ∂/∂γ = M r (p − t₂ s₂)
+#     ∂/∂x = −γ r² (s₂ (u − t₁) + t₂ (a − s₁) + x̂ (q − 2 t₂ s₂)) + u_γ r (a − s₁ − x̂ s₂)
+#     ∂/∂γ = M r q
 #
-# Each is a linear combination of whole maps with a coefficient per channel. The statistics are saved as constants: how
-# they depend on x is inside these formulas.
+# Each is a linear combination of whole maps with a coefficient per channel. Where the output is pooled, a is zero but
+# at the pixels that stayed: sums over a run over these alone, and ∂/∂a is asked for there alone. The statistics and
+# the pixels that stay (`kept`, `at`; None if all do) are constants: how they depend on x is inside these formulas.
+
+
+class _Extremes(Channelwise):
+    """(x, γ) -> the values that pooling keeps of γ x + β, and where they are."""
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        if x.device.type == "cpu" and not (weight < 0).any():  # elsewhere looking would wait for the device
+            return aten.max_pool2d_with_indices(x, SIZE, SIZE)
+        sign = _channels(torch.where(weight < 0, -1, 1).to(x.dtype), x)
+        kept, at = aten.max_pool2d_with_indices(x * sign, SIZE, SIZE)
+        return kept * sign, at
+
+    @staticmethod
+    def setup_context(ctx: Any, _inputs: Any, output: Any) -> None:
+        ctx.mark_non_differentiable(*output)
 
 
 class _Normalise(Channelwise):
     """(x, γ, β) -> y, μ, r."""
 
     @staticmethod
-    def forward(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-        return aten.native_batch_norm(x, weight, bias, None, None, True, 0.0, eps)
+    def forward(
+        x: Tensor, weight: Tensor, bias: Tensor, kept: Tensor | None, _at: Tensor | None, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        mean, var = aten.batch_norm_update_stats(x, None, None, 0.0)
+        rstd = torch.rsqrt(var + eps)
+        scale = weight * rstd
+        values = x if kept is None else kept
+        return _combine(torch.addcmul(bias, scale, mean, value=-1), (scale, values)).to(x.dtype), mean, rstd
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        x, weight, _, ctx.eps = inputs
+        x, weight, _, kept, at, _ = inputs
         ctx.mark_non_differentiable(*output[1:])
-        ctx.save_for_backward(x, weight, *output[1:])
+        ctx.save_for_backward(x, weight, kept, at, *output[1:])
+        ctx.eps = inputs[-1]
 
     @staticmethod
     def backward(ctx: Any, a: Tensor, *_: Any) -> Any:
-        return *_First.apply(a, *ctx.saved_tensors, ctx.eps), None
+        return *_First.apply(a, *ctx.saved_tensors, ctx.eps), None, None, None
 
 
 class _First(Channelwise):
     """(a, x, γ) -> dx, dγ, dβ."""
 
     @staticmethod
-    def forward(a: Tensor, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor, eps: float) -> Any:
+    def forward(
+        a: Tensor, x: Tensor, weight: Tensor, kept: Tensor | None, at: Tensor | None, mean: Tensor, rstd: Tensor,
+        _eps: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         a = a.contiguous(memory_format=layout(x))
-        return aten.native_batch_norm_backward(a, x, weight, None, None, mean, rstd, True, eps, [True] * 3)
+        d_weight, d_bias = _sums(a, x if kept is None else kept, mean, rstd)
+        count = x.numel() // x.shape[1]
+        scale = weight * rstd
+        of_x = -scale * rstd * d_weight / count
+        constant = -(scale * d_bias / count).addcmul_(of_x, mean)
+        return _plus(_combine(constant, (of_x, x)), scale, a, at).to(x.dtype), d_weight, d_bias
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -145,7 +206,7 @@ class _First(Channelwise):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> Any:
-        return *_Second.apply(*cotangents, *ctx.saved_tensors, ctx.eps), None, None, None
+        return *_Second.apply(*cotangents, *ctx.saved_tensors, ctx.eps), *[None] * 5
 
 
 class _Second(Channelwise):
@@ -153,45 +214,52 @@ class _Second(Channelwise):
 
     @staticmethod
     def forward(
-        u: Tensor, u_weight: Tensor, u_bias: Tensor, a: Tensor, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor,
-        d_weight: Tensor, d_bias: Tensor, _eps: float,
+        u: Tensor, u_weight: Tensor, u_bias: Tensor, a: Tensor, x: Tensor, weight: Tensor, kept: Tensor | None,
+        at: Tensor | None, mean: Tensor, rstd: Tensor, d_weight: Tensor, d_bias: Tensor, _eps: float,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         u, a = (t.contiguous(memory_format=layout(x)) for t in (u, a))
+        values, u_there = (x, u) if kept is None or at is None else (kept, pick(u, at))
         count = x.numel() // x.shape[1]
-        s1, s2, t2, t1 = torch.stack((d_bias, d_weight, *_sums(u, x, mean, rstd))).div_(count).unbind()
-        q = torch.addcmul(_sums(u, a, s1, torch.ones_like(s1))[0] / count, s2, t2, value=-1)  # p − t₂ s₂
+        zero, one = torch.zeros_like(mean), torch.ones_like(mean)
+        sums = (d_bias, d_weight, *_sums(u, x, mean, rstd), _sums(u_there, a, zero, one)[0])
+        s1, s2, t2, t1, ua = torch.stack(sums).div_(count).unbind()
+        q = torch.addcmul(ua, t1, s1, value=-1).addcmul_(t2, s2, value=-1)
         # Coefficients of u, a and x in each result; that of x in ∂/∂a is also that of a in ∂/∂x. Small maps cost less
         # than the calls that handle their channels, hence the fused multiply-adds.
         scale = weight * rstd
         shared = rstd * torch.addcmul(u_weight, scale, t2, value=-1)
-        g_a = _combine(
-            torch.addcmul(u_bias, scale, t1, value=-1).addcmul_(shared, mean, value=-1), (scale, u), (shared, x)
-        )
+        constant = torch.addcmul(u_bias, scale, t1, value=-1).addcmul_(shared, mean, value=-1)
+        g_a = _combine(constant, (scale, u_there), (shared, values))
         rs2 = rstd * s2
         of_u = -scale * rs2
         of_x = -rstd * (scale * rstd * q).addcmul_(of_u, t2).addcmul_(shared, s2)
         constant = -(of_u * t1).addcmul_(shared, s1).addcmul_(of_x, mean)
-        g_x = _combine(constant, (of_u, u), (shared, a), (of_x, x))
-        return g_a, g_x, count * rstd * q
+        g_x = _plus(_combine(constant, (of_u, u), (of_x, x)), shared, a, at)
+        return g_a.to(a.dtype), g_x.to(x.dtype), count * rstd * q
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, _output: Any) -> None:
-        ctx.save_for_backward(*inputs[:6])
+        ctx.save_for_backward(*inputs[:6], inputs[7])
         ctx.eps = inputs[-1]
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> Any:
         # Third derivatives are rare: let torch derive them from the plain formula.
+        *point, at = ctx.saved_tensors
+        first = partial(_plain_first, at=at, eps=ctx.eps)
+
         def second(u: Tensor, u_weight: Tensor, u_bias: Tensor, *point: Tensor) -> Any:
-            return torch.func.vjp(partial(_plain_first, eps=ctx.eps), *point)[1]((u, u_weight, u_bias))
+            return torch.func.vjp(first, *point)[1]((u, u_weight, u_bias))
 
-        return *torch.func.vjp(second, *ctx.saved_tensors)[1](cotangents), *[None] * 5
+        return *torch.func.vjp(second, *point)[1](cotangents), *[None] * 7
 
 
-def _plain_first(a: Tensor, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+def _plain_first(a: Tensor, x: Tensor, weight: Tensor, at: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """What `_First` computes, from parts that torch can differentiate."""
     mean, var = batch_statistics(x)
     normalised = apply_statistics(x, mean, var, None, None, eps)
+    if at is not None:
+        a = torch.zeros_like(x).flatten(2).scatter_add(2, at.flatten(2), a.flatten(2)).view(x.shape)
     d_weight, d_bias = (t.transpose(0, 1).flatten(1).sum(1) for t in (a * normalised, a))
     count = x.numel() // x.shape[1]
     dx = a - _channels(d_bias / count, x) - normalised * _channels(d_weight / count, x)
@@ -209,10 +277,17 @@ def _sums(u: Tensor, x: Tensor, centre: Tensor, scale: Tensor) -> tuple[Tensor, 
 def _combine(constant: Tensor, *terms: tuple[Tensor, Tensor]) -> Tensor:
     """constant + Σ coefficient · map, coefficients and constant per channel, with a single new map."""
     (coefficient, x), *rest = terms
-    out = x * _channels(coefficient, x)
+    out = torch.addcmul(_channels(constant, x), _channels(coefficient, x), x)
     for coefficient, x in rest:
         out.addcmul_(_channels(coefficient, x), x)
-    return out.add_(_channels(constant, x))
+    return out
+
+
+def _plus(out: Tensor, coefficient: Tensor, a: Tensor, at: Tensor | None) -> Tensor:
+    """`out` with coefficient · a added, to the pixels where it belongs."""
+    if at is None:
+        return out.addcmul_(_channels(coefficient, a), a)
+    return place(out, a * _channels(coefficient, a), at)
 
 
 def _channels(v: Tensor, x: Tensor) -> Tensor:

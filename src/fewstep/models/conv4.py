@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fewstep.errors import BadInput, unknown
-from fewstep.models.max_pool import max_pool
+from fewstep.models.batch_norm import PooledBatchNorm
 
 
 class Block(nn.Module):
@@ -16,16 +16,12 @@ class Block(nn.Module):
     def __init__(self, channels: int, filters: int, pool: bool, negative_slope: float) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, filters, 3, stride=1 if pool else 2, padding=1)
-        self.norm = nn.BatchNorm2d(filters, track_running_stats=False)
-        self.pool = pool
+        norm = PooledBatchNorm if pool else nn.BatchNorm2d  # the activation never decreases: it commutes with pooling
+        self.norm = norm(filters, track_running_stats=False)
         self.negative_slope = negative_slope
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.norm(self.conv(x))
-        if self.pool:
-            # The activation never decreases, so it commutes with the maximum; afterwards it has a quarter of the work.
-            x = max_pool(x)
-        return F.leaky_relu(x, self.negative_slope)
+        return F.leaky_relu(self.norm(self.conv(x)), self.negative_slope)
 
 
 class Conv4(nn.Module):

@@ -68,3 +68,38 @@ def layout(x: Tensor) -> torch.memory_format:
     """
     last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
     return torch.channels_last if last else torch.contiguous_format
+
+
+def pick(x: Tensor, at: Tensor) -> Tensor:
+    """The values of maps (N, C, H, W) at positions of each plane, (N, C, h, w), as they lie in memory.
+
+    Example:
+        >>> pick(torch.arange(8.0).view(1, 2, 2, 2), torch.tensor([3, 0]).view(1, 2, 1, 1)).flatten()
+        tensor([3., 4.])
+    """
+    x = x.contiguous(memory_format=layout(x))
+    index = _index(at, x)
+    return _flat(x).index_select(0, _flat(index)).as_strided(index.shape, index.stride())
+
+
+def place(x: Tensor, values: Tensor, at: Tensor) -> Tensor:
+    """Add values to the maps x at positions of each plane, in place: the transpose of `pick`.
+
+    Example:
+        >>> place(torch.zeros(1, 1, 2, 2), torch.ones(1, 1, 1, 1), torch.tensor([3]).view(1, 1, 1, 1)).flatten()
+        tensor([0., 0., 0., 1.])
+    """
+    values = values.contiguous(memory_format=layout(x))
+    _flat(x).scatter_add_(0, _flat(_index(at, x)), _flat(values))
+    return x
+
+
+def _flat(x: Tensor) -> Tensor:
+    return x.as_strided((x.numel(),), (1,))
+
+
+def _index(at: Tensor, x: Tensor) -> Tensor:
+    """Where the positions are in the memory of x: one index into a flat tensor is several times faster than four."""
+    images, channels = (torch.arange(n, device=x.device) for n in x.shape[:2])
+    first = (images * x.stride(0))[:, None, None, None] + (channels * x.stride(1))[:, None, None]
+    return torch.add(first, at, alpha=x.stride(3)).contiguous(memory_format=layout(x))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fewstep.models.functions import Channelwise, layout
+from fewstep.models.functions import Channelwise, layout, pick, place
 
 aten = torch.ops.aten
 SIZE = [2, 2]
@@ -59,10 +59,8 @@ class _Put(Channelwise):
 
     @staticmethod
     def forward(a: Tensor, positions: Tensor, size: torch.Size, lies: torch.memory_format) -> Tensor:
-        # Torch asks for the map that was pooled, and looks only at its shape and layout.
         x = torch.empty((*a.shape[:2], *size), dtype=a.dtype, device=a.device, memory_format=lies)
-        a, positions = (t.contiguous(memory_format=lies) for t in (a, positions))
-        return aten.max_pool2d_with_indices_backward(a, x, SIZE, SIZE, [0, 0], [1, 1], False, positions)
+        return place(x.zero_(), a, positions)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, _output: Any) -> None:
@@ -79,8 +77,7 @@ class _Take(Channelwise):
 
     @staticmethod
     def forward(u: Tensor, positions: Tensor, _size: torch.Size, lies: torch.memory_format) -> Tensor:
-        u = u.contiguous(memory_format=lies)
-        return u.flatten(2).gather(2, positions.flatten(2)).view_as(positions).contiguous(memory_format=lies)
+        return pick(u.contiguous(memory_format=lies), positions)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, _output: Any) -> None:
