@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from fewstep.errors import BadInput, unknown
 from fewstep.models.batch_norm import PooledBatchNorm
+from fewstep.models.convolution import Conv2d
 
 
 class Block(nn.Module):
@@ -15,7 +16,7 @@ class Block(nn.Module):
 
     def __init__(self, channels: int, filters: int, pool: bool, negative_slope: float) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, filters, 3, stride=1 if pool else 2, padding=1)
+        self.conv = Conv2d(channels, filters, 3, stride=1 if pool else 2, padding=1)
         norm = PooledBatchNorm if pool else nn.BatchNorm2d  # the activation never decreases: it commutes with pooling
         self.norm = norm(filters, track_running_stats=False)
         self.negative_slope = negative_slope
