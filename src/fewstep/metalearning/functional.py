@@ -104,23 +104,42 @@ class Functional:
                 norm = exchanged.setdefault(id(module), _ValueNorm(module, name))
                 self.twin.set_submodule(name, norm)
                 self.batch_norms[norm.name] = module.num_features
-        self._norms = list(exchanged.values())
+        self._training = (False,) * len(list(self.twin.modules()))
         self._attention: bool | None = None  # whether the model has any; found out at the first call
-        self._lock = threading.RLock()  # a call swaps the twin's tensors: one thread at a time
+        self._draws: dict[tuple[bool, ...], bool] = {}  # whether it draws random numbers, by what is in training mode
+        self._lock = threading.RLock()
+        self._local = threading.local()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_lock"}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_lock", "_local")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _lock=threading.RLock())
+        self.__dict__.update(state, _lock=threading.RLock(), _local=threading.local())
 
     def train_like(self, model: nn.Module | None) -> None:
         """Dropout and the like behave as in `model`, or as in evaluation where it is None."""
-        if model is None:
-            self.twin.eval()
-            return
-        for name, module in model.named_modules():
-            self.twin.get_submodule(name).training = module.training
+        self._training = (
+            tuple(module.training for module in model.modules()) if model else (False,) * len(self._training)
+        )
+
+    @property
+    def shareable(self) -> bool | None:
+        """Whether threads may call it at once without disturbing one another; None before the first call."""
+        if self._attention is None or self._training not in self._draws:
+            return None
+        return not (self._attention or self._draws[self._training])
+
+    def _mine(self) -> nn.Module:
+        """This thread's twin: a call swaps the tensors of a module, so threads must not share one."""
+        mine = self._local
+        if not hasattr(mine, "twin"):
+            mine.twin, mine.training = copy.deepcopy(self.twin), None
+            mine.norms = [module for module in mine.twin.modules() if isinstance(module, _ValueNorm)]
+        if mine.training != self._training:
+            mine.training = self._training
+            for module, training in zip(mine.twin.modules(), self._training, strict=True):
+                module.training = training
+        return mine.twin
 
     def __call__(
         self,
@@ -139,17 +158,23 @@ class Functional:
         """
         seen: Statistics = {}
         inputs = x if isinstance(x, tuple) else (x,)
-        with self._lock, contextlib.ExitStack() as kernels:
+        twin = self._mine()
+        norms = self._local.norms
+        with contextlib.ExitStack() as inside:
             if self._attention is not False:
-                kernels.enter_context(math_attention())
-            watch = kernels.enter_context(AttentionWatch()) if self._attention is None else None
-            for norm in self._norms:
+                inside.enter_context(self._lock)  # the choice of kernels is the whole process's
+                inside.enter_context(math_attention())
+            watch = inside.enter_context(AttentionWatch()) if self._attention is None else None
+            before = None if self._training in self._draws else torch.get_rng_state()
+            for norm in norms:
                 norm.given, norm.seen, norm.differentiable = given, seen, differentiable
             try:
-                output = torch.func.functional_call(self.twin, parameters, inputs)
+                output = torch.func.functional_call(twin, parameters, inputs)
             finally:
-                for norm in self._norms:
+                for norm in norms:
                     norm.given, norm.seen = None, {}  # keep no tensor of a task alive
+            if before is not None:
+                self._draws[self._training] = not torch.equal(before, torch.get_rng_state())
             if watch:
                 self._attention = watch.seen
         return output, seen
@@ -157,7 +182,7 @@ class Functional:
     def not_twice_differentiable(self, parameters: dict[str, Tensor], x: Any) -> str | None:
         """The innermost layer that torch cannot differentiate twice, with the reason; None where there is none."""
         leaves = {n: p.detach().requires_grad_(p.is_floating_point()) for n, p in parameters.items()}
-        with self._lock, SecondDerivativeProbe(self.twin) as probe:
+        with SecondDerivativeProbe(self._mine()) as probe:
             self(leaves, x)
         if not probe.found:
             return None

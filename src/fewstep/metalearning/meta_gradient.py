@@ -27,6 +27,7 @@ from fewstep.metalearning.inner_loop import (
     transformed_first_order,
     transformed_second_order,
 )
+from fewstep.metalearning.side_by_side import side_by_side
 from fewstep.methods.schedules import Order
 from fewstep.tasks.batch import TaskBatch
 
@@ -85,18 +86,21 @@ def _task_loss(
 
 
 def loop(inner: InnerLoop, plan: Plan, learned: Parameters, whole: Whole, batch: TaskBatch) -> Result:
-    """Task by task: each task's graph is freed before the next one's is built."""
-    leaves = {name: tensor.detach().requires_grad_() for name, tensor in learned.items()}
+    """Task by task, each thread with one: a task's graph is freed before its thread builds the next."""
     gradient = second_order if plan.order == "second" else first_order
-    sums: list[Tensor] = [torch.zeros_like(leaf) for leaf in leaves.values()]
+
+    def task(index: int) -> tuple[Sequence[Tensor], Outcome]:
+        leaves = {name: tensor.detach().requires_grad_() for name, tensor in learned.items()}
+        parts = tree_map(lambda t: t[index], parts_of(batch))
+        loss, outcome = _task_loss(inner, plan, whole(leaves), gradient, *parts)  # own buffers for every task
+        return torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True), outcome
+
+    sums: list[Tensor] = [torch.zeros_like(tensor) for tensor in learned.values()]
     outcomes = []
-    for index in range(len(batch)):
-        task = tree_map(lambda t, index=index: t[index], parts_of(batch))
-        loss, outcome = _task_loss(inner, plan, whole(leaves), gradient, *task)  # own buffers for every task
-        gradients = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
+    for gradients, outcome in side_by_side(task, len(batch), inner.forward, batch.support_y.device):
         sums = [a.add_(b) for a, b in zip(sums, gradients, strict=True)]
         outcomes.append(outcome)
-    means = {name: s / len(batch) for name, s in zip(leaves, sums, strict=True)}
+    means = {name: s / len(batch) for name, s in zip(learned, sums, strict=True)}
     return means, tree_map(lambda *each: torch.stack(each), *outcomes)
 
 

@@ -88,8 +88,8 @@ class _First(Function):
         if wants_a:
             sides = [(t, w) for t, w in ((u, weight), (x, u_weight)) if t is not None and w is not None]
             if sides:
-                both = (torch.cat(each, 1) if len(sides) > 1 else each[0] for each in zip(*sides, strict=True))
-                g_a = _convolution(*both, u_bias, ctx.stride, ctx.padding)
+                maps, weights = (each[0] if len(each) == 1 else torch.cat(each, 1) for each in zip(*sides, strict=True))
+                g_a = _convolution(maps, weights, u_bias, ctx.stride, ctx.padding)
             elif u_bias is not None:
                 g_a = u_bias[:, None, None].expand_as(a)
         if wants_x and u_weight is not None:
@@ -106,6 +106,4 @@ def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None, stride: list[in
 def _gradients(
     a: Tensor, x: Tensor, weight: Tensor, stride: list[int], padding: list[int], wanted: tuple[bool, bool, bool]
 ) -> tuple[Tensor | None, ...]:
-    return aten.convolution_backward(
-        a, x, weight, [weight.shape[0]], stride, padding, [1, 1], False, [0, 0], 1, wanted
-    )
+    return aten.convolution_backward(a, x, weight, [weight.shape[0]], stride, padding, [1, 1], False, [0, 0], 1, wanted)

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_map
 from fewstep.errors import BadInput
 from fewstep.metalearning.inner_loop import Gradient, InnerLoop, Meta, first_order, transformed_first_order
 from fewstep.metalearning.learner import Learner
+from fewstep.metalearning.side_by_side import side_by_side
 from fewstep.tasks.batch import TaskBatch
 from fewstep.tasks.source import TaskFunction, Tasks
 
@@ -198,8 +199,11 @@ def _outputs(
     def run(strategy: str) -> Tensor:
         if strategy == "vectorized":
             return torch.func.vmap(lambda *part: torch.stack(list(task(transformed_first_order, *part))))(*parts)
-        each = (tree_map(lambda t, i=i: t[i], parts) for i in range(len(batch)))
-        return torch.stack([torch.stack(list(task(first_order, *part))) for part in each])
+
+        def one(index: int) -> Tensor:
+            return torch.stack(list(task(first_order, *tree_map(lambda t: t[index], parts))))
+
+        return torch.stack(list(side_by_side(one, len(batch), inner.forward, learner.device)))
 
     return learner.by_strategy(batch, None, run)
 

@@ -1,0 +1,69 @@
+"""Tasks side by side: a thread for each, instead of every thread inside every operation.
+
+Few-shot tasks are too small to share out one operation well; whole tasks share out evenly, and what is not
+computation (Python, waiting for memory) is done by several threads too.
+"""
+
+import functools
+import os
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import torch
+from torch.overrides import _get_current_function_mode
+from torch.utils._python_dispatch import _get_current_dispatch_mode
+
+from fewstep.metalearning.functional import Functional
+
+T = TypeVar("T")
+
+
+def side_by_side(task: Callable[[int], T], count: int, forward: Functional, device: torch.device) -> Iterator[T]:
+    """task(0) … task(count − 1) in order, as many at a time as torch has threads.
+
+    Results are those of torch with one thread, bit for bit. A single task goes with all threads inside its operations;
+    so does every task on another device than the CPU, of a model that draws random numbers or has attention (both rest
+    on settings of the whole process), or under a mode of the calling thread, which would not see the others.
+
+    Arguments:
+        task: what to do; it calls `forward`, and nothing else that threads may not share.
+    """
+    start = 0
+    if forward.shareable is None and count:  # found out by its first call
+        yield task(0)
+        start = 1
+    threads = min(torch.get_num_threads(), count - start)
+    watched = _get_current_dispatch_mode() is not None or _get_current_function_mode() is not None
+    if threads < 2 or device.type != "cpu" or watched or not forward.shareable:
+        yield from map(task, range(start, count))
+        return
+    with_gradients = torch.is_grad_enabled()
+
+    def work(index: int) -> T:
+        with torch.set_grad_enabled(with_gradients):
+            return task(index)
+
+    yield from _pool(torch.get_num_threads()).map(work, range(start, count))
+
+
+@functools.lru_cache(maxsize=1)
+def _pool(threads: int) -> ThreadPoolExecutor:
+    pool = ThreadPoolExecutor(threads, "fewstep")
+    ready = threading.Barrier(threads + 1)
+
+    def prepare() -> None:
+        torch.get_num_threads()  # lets torch set up the thread, which would undo what is set before
+        torch.set_num_threads(1)
+        ready.wait()
+
+    for _ in range(threads):
+        pool.submit(prepare)
+    ready.wait()
+    torch.set_num_threads(threads)  # a thread's own setting is also that of all which start later
+    return pool
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.cache_clear)  # a forked process has no threads
