@@ -1,5 +1,6 @@
 """What autograd functions over maps share: tasks as channels under vmap, and one memory layout."""
 
+import functools
 import inspect
 from typing import Any
 
@@ -100,6 +101,12 @@ def _flat(x: Tensor) -> Tensor:
 
 def _index(at: Tensor, x: Tensor) -> Tensor:
     """Where the positions are in the memory of x: one index into a flat tensor is several times faster than four."""
-    images, channels = (torch.arange(n, device=x.device) for n in x.shape[:2])
-    first = (images * x.stride(0))[:, None, None, None] + (channels * x.stride(1))[:, None, None]
+    first = _planes(x.shape[:2], x.stride()[:2], x.device)
     return torch.add(first, at, alpha=x.stride(3)).contiguous(memory_format=layout(x))
+
+
+@functools.lru_cache(maxsize=64)
+def _planes(shape: torch.Size, stride: tuple[int, int], device: torch.device) -> Tensor:
+    """Where each plane begins, (N, C, 1, 1)."""
+    images, channels = (torch.arange(n, device=device) * s for n, s in zip(shape, stride, strict=True))
+    return (images[:, None] + channels)[:, :, None, None]
