@@ -166,4 +166,5 @@ def _gone() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise RankGone("another process of this training has ended, and so does this one") from error
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise RankGone(f"another process of this training has ended, and so does this one ({reason})") from error

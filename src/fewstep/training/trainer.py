@@ -80,17 +80,17 @@ def train(
     The same call on an unfinished directory goes on where it stopped, with the same result as if it never had.
 
     Arguments:
-        learner: what to train. tasks: where its tasks come from; task i is a pure function of i.
-        directory: the run directory.
+        learner: what to train; where its `ranks` are several processes, all of them call this.
+        tasks: where its tasks come from; task i is a pure function of i. directory: the run directory.
         epochs, iterations, meta_batch: outer steps are epochs × iterations, of `meta_batch` tasks each; those of the
             method's recipe where None.
         validation_tasks: tasks that every epoch is validated on; the best `recipe.ensemble` epochs are kept.
         config: recorded beside what this call knows; a directory made with another configuration is refused.
-        watch: called with what happens, for progress bars.
+        watch: called with what happens, for progress bars; by the first process alone.
 
     Raises:
         BadInput: a loss or gradient that is not finite (names epoch, step and tensor; nothing of that step is applied
-            and the last checkpoint stays), a directory of another run, a full disk.
+            and the last checkpoint stays), a directory of another run, a full disk. RankGone: another process ended.
         Interrupted: Ctrl-C or SIGTERM, after the current outer step and a checkpoint.
 
     Example:
