@@ -135,9 +135,14 @@ def both(tmp_path_factory):
         subprocess.Popen([sys.executable, __file__, str(rank), str(folder)], env=environment, stderr=subprocess.PIPE)
         for rank in range(SIZE)
     ]
-    for process in processes:
-        _, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors.decode()
+    try:
+        for process in processes:
+            errors = process.communicate(timeout=300)[1].decode()
+            assert process.returncode == 0, errors
+    finally:  # where one has failed
+        for process in processes:
+            process.kill()
+            process.communicate()
     return folder, [
         (load_file(folder / f"{rank}.safetensors"), json.loads((folder / f"{rank}.json").read_text()))
         for rank in range(SIZE)
