@@ -60,7 +60,7 @@ def main(arguments: list[str] | None = None) -> None:
         errors.print(f"fewstep: {error}", markup=False)
         status = 2
     except RankGone as error:
-        errors.print(f"fewstep: {error}")
+        errors.print(f"fewstep: {error}", markup=False)
         status = 1
     except OSError as error:
         errors.print(f"fewstep: {error.filename or 'the system'}: {error.strerror or error}", markup=False)
