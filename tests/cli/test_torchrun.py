@@ -67,6 +67,7 @@ def test_two_processes_give_the_metrics_and_weights_of_one(runs):
     assert (two.directory / "report.html").is_file()
 
 
+@pytest.mark.slow
 def test_a_refusal_is_said_once_and_ends_all_with_status_2(runs):
     status, _, errors = train(TWO, *TINY, "--seed", 1, "--directory", runs[1].directory)
     said = ours(errors)
