@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from problems import conv_learner, images, lively
+from problems import conv_learner, images, lively, vectors
 from safetensors.torch import load_file, save_file
 from torch.utils._pytree import tree_map
 
@@ -40,6 +40,30 @@ def meta_gradient(name, case, ranks):
     statistics = {f"{n}.{part}": getattr(m, part) for n, m in found.statistics.items() for part in ("mean", "var")}
     one = {"loss": found.loss, "task_losses": found.task_losses, "query_logits": found.query_logits}
     return one | {f"gradient {n}": g for n, g in found.gradients.items()} | statistics
+
+
+class Restless(torch.nn.Linear):
+    """Writes to a buffer, which vmap cannot take."""
+
+    def __init__(self):
+        super().__init__(4, 3, dtype=torch.float64)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        self.calls += 1
+        return super().forward(x)
+
+
+def fallen_back(ranks):
+    """The gradient where `auto` tries `vectorized` first, for one task and a second pass."""
+    torch.manual_seed(0)
+    learner = fewstep.Learner(Restless(), fewstep.preset("maml", steps=2, sharpness__outer=0.1))
+    learner.ranks = ranks
+    batch = vectors(tasks=1)
+    assert learner.chosen_strategy(batch) == "vectorized"
+    gradients = learner.meta_gradient(batch).gradients
+    assert learner.chosen_strategy(batch) == "loop"
+    return gradients
 
 
 def tasks(train=lambda _: None, poisoned=()):
@@ -96,6 +120,7 @@ def worker(rank, folder):
     for name in fewstep.preset_names():
         for number, case in enumerate(CASES):
             keep(f"{name}/{number}", meta_gradient(name, case, ranks))
+    keep("fallen back", fallen_back(ranks))
     keep("trained", training(folder / "trained", ranks, seed=rank))  # the first one's weights are everybody's
     keep("dropout", training(folder / "dropout", ranks, dropout=0.5))
     only_here = interrupt if rank == 1 else lambda _: None
@@ -166,6 +191,10 @@ def test_the_meta_gradient_of_two_processes_is_that_of_one(both, name, case):
     found = of(both[1][0][0], f"{name}/{case}")
     assert any(n.startswith("0.") or ".norm" in n for n in found)
     torch.testing.assert_close(found, tree_map(lambda t: t.contiguous(), expected), rtol=1e-10, atol=1e-10)
+
+
+def test_all_ranks_fall_back_to_the_loop_together(both):
+    torch.testing.assert_close(of(both[1][0][0], "fallen back"), fallen_back(Ranks()), rtol=1e-10, atol=1e-10)
 
 
 def test_a_training_by_two_processes_is_that_of_one(both, tmp_path):
