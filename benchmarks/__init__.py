@@ -7,5 +7,6 @@ worker.py           a process that runs one implementation on one workload
 rounds.py           checks equal results, then times live workers in turn; peak memory of fresh ones
 flops.py, peak.py   what a workload asks of convolutions, and what this machine's convolutions reach
 shares.py           sampling, transfer, checkpoints and validation in a real training
+efficiency.py       an outer step by several processes, under torchrun
 summary.py          ratios from the recorded seconds; text.py and table.py print them
 """

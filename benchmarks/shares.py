@@ -74,7 +74,7 @@ def shares(ways: int, iterations: int, filters: int, meta_batch: int, validation
             (TaskBatch, "to", "transfer"),
             (learner, "meta_gradient", "meta_gradient"),
             (trainer, "save_checkpoint", "checkpoint"),
-            (trainer, "evaluate", "validation"),
+            (trainer, "validate", "validation"),
         ):
             stack.enter_context(replaced(owner, name, parts.timed(getattr(owner, name), part)))
         started = time.perf_counter()

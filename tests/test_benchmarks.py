@@ -113,7 +113,7 @@ def test_a_part_within_another_counts_once():
 
 
 def test_shares_are_of_a_real_training():
-    whole = {name: vars(shares.trainer)[name] for name in ("save_checkpoint", "evaluate")}
+    whole = {name: vars(shares.trainer)[name] for name in ("save_checkpoint", "validate")}
     record = shares.shares(ways=3, iterations=2, filters=4, meta_batch=2, validation_tasks=2)
     assert {name: vars(shares.trainer)[name] for name in whole} == whole
     assert min(*record["step"].values(), record["checkpoint"], record["validation_task"]) > 0

@@ -9,6 +9,7 @@ from fewstep.tasks import TaskBatch, Tasks, omniglot, sinusoid, strokes
 from fewstep.training.evaluation import Score, evaluate
 from fewstep.training.interrupt import Interrupted
 from fewstep.training.run import Run
+from fewstep.training.torchrun import torchrun
 from fewstep.training.trainer import train
 
 __all__ = [
@@ -31,5 +32,6 @@ __all__ = [
     "preset_names",
     "sinusoid",
     "strokes",
+    "torchrun",
     "train",
 ]

@@ -1,5 +1,6 @@
 """`fewstep`: the command line. Exit status 0 done, 2 bad input, 1 a fault, 130 interrupted."""
 
+import signal
 import sys
 from typing import Annotated, Any, Union
 
@@ -7,7 +8,7 @@ import tyro
 
 from fewstep.cli.ablate import Ablate, AblateInShort
 from fewstep.cli.compare import Compare, CompareInShort
-from fewstep.cli.console import errors
+from fewstep.cli.console import console, errors
 from fewstep.cli.data import Data
 from fewstep.cli.doctor import Doctor
 from fewstep.cli.evaluate import Evaluate
@@ -16,6 +17,8 @@ from fewstep.cli.overlay import with_config
 from fewstep.cli.presets import Presets
 from fewstep.cli.train import Train, TrainInShort
 from fewstep.errors import BadInput
+from fewstep.metalearning.ranks import RankGone
+from fewstep.training.torchrun import launched, leads
 
 VERBS: dict[str, type] = {
     "train": Train,
@@ -38,7 +41,10 @@ def main(arguments: list[str] | None = None) -> None:
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     verbs = VERBS | IN_SHORT if {"-h", "--help"} & set(arguments) else VERBS
+    console.quiet = errors.quiet = not leads()
     try:
+        if launched() and arguments[:1] != ["train"]:
+            raise BadInput("torchrun is for `fewstep train` alone; run every other command without it")
         if arguments and arguments[0] in VERBS:
             check_options(arguments[0], VERBS[arguments[0]], arguments[1:])
         several = (Annotated[kind, tyro.conf.subcommand(verb)] for verb, kind in verbs.items())
@@ -53,12 +59,18 @@ def main(arguments: list[str] | None = None) -> None:
     except BadInput as error:
         errors.print(f"fewstep: {error}", markup=False)
         status = 2
+    except RankGone as error:
+        errors.print(f"fewstep: {error}", markup=False)
+        status = 1
     except OSError as error:
         errors.print(f"fewstep: {error.filename or 'the system'}: {error.strerror or error}", markup=False)
         status = 2
     except KeyboardInterrupt:
         errors.print("fewstep: interrupted")
         status = 130
+    if status and launched():
+        # As soon as one process has ended, torchrun ends the others; this one has its own end, and words to say.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     sys.exit(status)
 
 

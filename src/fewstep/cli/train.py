@@ -12,11 +12,13 @@ from fewstep.cli.choices import Preset
 from fewstep.cli.console import TrainingProgress, console, program
 from fewstep.cli.machine import prepare
 from fewstep.cli.options import Budget
+from fewstep.metalearning.ranks import Ranks
 from fewstep.reporting.page import write_page
 from fewstep.training.choices import PATH, Choices, Images, N, own
 from fewstep.training.experiment import Experiment
 from fewstep.training.interrupt import Interrupted
 from fewstep.training.run import Run
+from fewstep.training.torchrun import launched, torchrun
 from fewstep.training.trainer import train
 
 
@@ -46,13 +48,18 @@ class Train(TrainInShort):
     images: Annotated[Images, arg(name="")] = field(default_factory=Images)
 
     def run(self) -> int:
+        with torchrun() as ranks:
+            return self._train(ranks)
+
+    def _train(self, ranks: Ranks) -> int:
         budget, choices = self.budget, self.choices
         prepare(budget.threads)
         experiment = Experiment(self.preset, self.seed, **vars(choices), **vars(self.images))
         name = f"{self.preset}-{choices.data}-{choices.ways}x{choices.shots or 1}"
         run = Run(self.directory or Path("runs") / name)
-        learner, tasks = experiment.build()
-        learner.strategy, learner.micro_batch = budget.strategy, budget.micro_batch
+        learner, tasks = ranks.together(experiment.build)
+        learner.to(ranks.device)
+        learner.ranks, learner.strategy, learner.micro_batch = ranks, budget.strategy, budget.micro_batch
         if run.exists and run.finished:
             console.print(f"{run.directory} is finished: nothing to train")
         elif run.last.is_file():
@@ -73,8 +80,11 @@ class Train(TrainInShort):
                     watch=progress,
                 )
         except Interrupted as stopped:
-            console.print(f"{stopped}. Resume with:\n  {program()} {shlex.join(sys.argv[1:])}")
+            again = f":\n  {program()} {shlex.join(sys.argv[1:])}" if not launched() else " the same torchrun command"
+            console.print(f"{stopped}. Resume with{again}")
             return 130
+        if not ranks.first:
+            return 0
         page = write_page(run)
         console.print(f"run  {run.directory}\npage {page}\nnext {program()} evaluate {run.directory}")
         return 0

@@ -13,6 +13,7 @@ from fewstep.metalearning.inner_loop import InnerLoop, Loss, Meta, Parameters, f
 from fewstep.metalearning.meta_gradient import Plan, Result
 from fewstep.metalearning.predictor import Predictor
 from fewstep.metalearning.randomness import rewinder
+from fewstep.metalearning.ranks import Ranks
 from fewstep.metalearning.strategies import STRATEGIES, Strategy
 from fewstep.metalearning.tree import Tree
 from fewstep.methods import Method
@@ -89,6 +90,7 @@ class Learner(nn.Module):
         if strategy != "auto" and strategy not in STRATEGIES:
             raise unknown("strategy", strategy, ["auto", *STRATEGIES])
         self.model, self.method, self.loss, self.strategy = model, method, loss, strategy
+        self.ranks = Ranks()  # the processes that share each meta-batch: this one alone, or see `fewstep.torchrun`
         self._forward = Functional(model)
         self._widths: dict[Any, int] = {}  # of the output, by shape of the input
         self._loops_only = False  # vmap was tried and cannot take the model
@@ -200,10 +202,15 @@ class Learner(nn.Module):
         self._forward.train_like(self.model)
         inner, sharpness = self.inner_loop(policy, sharp=True), self.method.sharpness
 
+        def at(point: Parameters, strategy: str) -> Result:
+            return self.ranks.pooled(
+                lambda part: self._in_pieces(STRATEGIES[strategy], inner, plan, point, part), batch
+            )
+
         def run(strategy: str) -> Result:
             rewind = rewinder(self.device)
             try:
-                result = self._in_pieces(STRATEGIES[strategy], inner, plan, learned, batch)
+                result = at(learned, strategy)
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError as error:
@@ -215,7 +222,7 @@ class Learner(nn.Module):
             epsilon = sharpness.perturbation(weights, {n: result[0][n] for n in weights}, sharpness.outer)
             perturbed = learned | {n: weight + epsilon[n] for n, weight in weights.items()}
             rewind()  # dropout and the like drop the same in both passes
-            return self._in_pieces(STRATEGIES[strategy], inner, plan, perturbed, batch)
+            return at(perturbed, strategy)
 
         learned: Parameters = dict(self.meta_parameters())
         gradients, outcome = self.by_strategy(batch, strategy, run)

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -96,6 +96,7 @@ def evaluate(
     count: int = 600,
     *,
     split: str = "test",
+    first: int = 0,
     steps: int | None = None,
     statistics: str | None = None,
     members: Sequence[Meta] | None = None,
@@ -109,8 +110,9 @@ def evaluate(
 
     Arguments:
         learner: what to evaluate. tasks: a `Tasks`, or one of its functions.
-        count: tasks 0 … count−1 of the split, the same for every learner and every call.
-        split: `train`, `validation` or `test`. steps: inner steps; the method's where None.
+        count: tasks first … first + count − 1 of the split, the same for every learner and every call.
+        split: `train`, `validation` or `test`. first: the number of the first task.
+        steps: inner steps; the method's where None.
         statistics: `batch`, `running` or `support`; the method's norm policy where None.
         members: average the logits of these models (see `Learner.frozen`) instead of using the learner's own.
         every_step: judge after every inner step, not only the last.
@@ -142,8 +144,8 @@ def evaluate(
     values: list[list[float]] = []
     chance = None
     chunk = min(CHUNK, learner.micro_batch or CHUNK)
-    for start in range(0, count, chunk):
-        batch = function(range(start, min(start + chunk, count)))
+    for start in range(first, first + count, chunk):
+        batch = function(range(start, min(start + chunk, first + count)))
         learner.check(tree_map(lambda t: t[0], batch.support_x), batch.support_y)
         batch = batch.to(learner.device)
         outputs = [_outputs(learner, inner, meta, batch, steps, every_step, alone) for meta in metas]
@@ -156,7 +158,7 @@ def evaluate(
             )
         values.extend(_judge(learner, output, batch.query_y).tolist())
         if watch:
-            watch(start + len(batch))
+            watch(start - first + len(batch))
         if not batch.query_y.is_floating_point():
             chance = 1 / (int(batch.support_y.max()) + 1)
     if alone:
@@ -178,6 +180,21 @@ def evaluate(
         members=len(metas),
         seconds=time.perf_counter() - started,
     )
+
+
+def validate(learner: Learner, tasks: Tasks, count: int) -> Score:
+    """The score on validation tasks after the last inner step, each of the learner's ranks having done its part."""
+    ranks = learner.ranks
+    part = ranks.part(count) or range(1)  # a rank without tasks does one that does not count
+    score = ranks.together(lambda: evaluate(
+        learner, tasks, len(part), split="validation", first=part.start, every_step=False, per_query=False
+    ))  # fmt: skip
+    values = torch.zeros(count, dtype=torch.float64)
+    if ranks.part(count):
+        values[part.start : part.stop] = torch.tensor(score.per_task, dtype=torch.float64)
+    per_task = ranks.sum(values).tolist()
+    value, interval = mean_and_interval(per_task)
+    return replace(score, value=value, interval95=interval, per_task=tuple(per_task), by_step=(value,), count=count)
 
 
 @torch.no_grad()

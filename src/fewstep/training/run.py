@@ -25,7 +25,7 @@ from fewstep.metalearning.learner import Learner
 from fewstep.training.checkpoint import load_checkpoint, restore_module, without_prefix, write_atomically
 
 
-def environment(device: str) -> dict[str, Any]:
+def environment(device: str, processes: int = 1) -> dict[str, Any]:
     """Versions and machine, as recorded with every run."""
     packages = ("fewstep", "torch", "numpy", "pillow", "safetensors", "tyro", "rich", "plotly")
     return {
@@ -36,6 +36,7 @@ def environment(device: str) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "device": device,
+        "processes": processes,
         "command": shlex.join(sys.argv),
     }
 
@@ -104,7 +105,7 @@ class Run:
         except (OSError, ValueError, TypeError):
             return {}
 
-    def open(self, config: dict[str, Any], device: str) -> None:
+    def open(self, config: dict[str, Any], device: str, processes: int = 1) -> None:
         """Start the run, or go on with it if its configuration is this one."""
         config = json.loads(json.dumps(config))
         if self.begun:
@@ -113,7 +114,7 @@ class Run:
         if not self.exists and self.directory.is_dir() and any(self.directory.iterdir()):
             raise BadInput(f"{self.directory} is not empty and not a run directory; choose another --directory")
         self._write("config.json", config)
-        self._write("environment.json", environment(device))
+        self._write("environment.json", environment(device, processes))
 
     @property
     def begun(self) -> bool:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from fewstep.training.checkpoint import (
     with_prefix,
     without_prefix,
 )
-from fewstep.training.evaluation import evaluate
+from fewstep.training.evaluation import validate
 from fewstep.training.interrupt import Interrupted, stopping
 from fewstep.training.run import Run, peak_memory
 
@@ -79,17 +80,17 @@ def train(
     The same call on an unfinished directory goes on where it stopped, with the same result as if it never had.
 
     Arguments:
-        learner: what to train. tasks: where its tasks come from; task i is a pure function of i.
-        directory: the run directory.
+        learner: what to train; where its `ranks` are several processes, all of them call this.
+        tasks: where its tasks come from; task i is a pure function of i. directory: the run directory.
         epochs, iterations, meta_batch: outer steps are epochs × iterations, of `meta_batch` tasks each; those of the
             method's recipe where None.
         validation_tasks: tasks that every epoch is validated on; the best `recipe.ensemble` epochs are kept.
         config: recorded beside what this call knows; a directory made with another configuration is refused.
-        watch: called with what happens, for progress bars.
+        watch: called with what happens, for progress bars; by the first process alone.
 
     Raises:
         BadInput: a loss or gradient that is not finite (names epoch, step and tensor; nothing of that step is applied
-            and the last checkpoint stays), a directory of another run, a full disk.
+            and the last checkpoint stays), a directory of another run, a full disk. RankGone: another process ended.
         Interrupted: Ctrl-C or SIGTERM, after the current outer step and a checkpoint.
 
     Example:
@@ -106,21 +107,22 @@ def train(
     iterations = recipe.iterations if iterations is None else iterations
     meta_batch = recipe.tasks if meta_batch is None else meta_batch
     check_length(epochs, iterations, meta_batch, validation_tasks)
-    run.open({
+    ranks = learner.ranks
+    described = {
         **(config or {}),
         "method": to_json(learner.method),
         "tasks": tasks.description,
         "training": {"epochs": epochs, "iterations": iterations, "meta_batch": meta_batch,
                      "validation_tasks": validation_tasks},
         "parameters": {name: list(p.shape) for name, p in learner.meta_parameters().items()},
-    }, str(learner.device))  # fmt: skip
+    }  # fmt: skip
+    ranks.on_first(lambda: run.open(described, str(learner.device), ranks.size))
     parameters = learner.meta_parameters()
     optimizer = learner.method.outer.optimizer(dict(parameters))
-    state = State(0, epochs * iterations)
-    if run.last.is_file():
-        state = _restore(run, learner, optimizer)
-    run.rewind(state.step)  # records of work that a crash lost
-    say = watch or (lambda *_: None)
+    state = ranks.together(lambda: _restore(run, learner, optimizer, State(0, epochs * iterations)))
+    _start_alike(learner, state)
+    ranks.on_first(lambda: run.rewind(state.step))  # records of work that a crash lost
+    say = watch if watch and ranks.first else lambda *_: None
     saved = time.perf_counter()
     with stopping() as stop:
         while state.step < state.total:
@@ -147,19 +149,21 @@ def train(
             say("step", {"step": state.step, "total": state.total, "epoch": epoch, "epochs": epochs, "rate": rate})
             if (iteration + 1) % max(iterations // RECORDS_AN_EPOCH, 1) == 0 or iteration + 1 == iterations:
                 record = _train_record(state, epoch, meta_batch, rate, batch)
-                run.append(record)
+                ranks.on_first(partial(run.append, record))
                 say("train", record)
                 state.sums = Sums()
 
             if iteration + 1 == iterations:
                 _validate(run, learner, tasks, state, epoch, progress, validation_tasks, say)
-            elif not stop.asked and time.perf_counter() - saved < SAVE_EVERY:
+            stopped, late = ranks.any(stop.asked, time.perf_counter() - saved >= SAVE_EVERY)
+            if iteration + 1 < iterations and not stopped and not late:
                 continue
-            _save(run, learner, optimizer, state)
+            ranks.on_first(lambda: _save(run, learner, optimizer, state))
             saved = time.perf_counter()
-            if stop.asked and state.step < state.total:
+            if stopped and state.step < state.total:
                 raise Interrupted(f"stopped after outer step {state.step} of {state.total}; saved in {directory}")
-    run.load(learner)
+    ranks.on_first(lambda: run.load(learner))
+    ranks.copy(learner.state_dict().values())
     return run
 
 
@@ -203,12 +207,10 @@ def _validate(
     run: Run, learner: Learner, tasks: Tasks, state: State, epoch: int, progress: float, count: int, say: Watch
 ) -> None:
     """Validate the epoch, keep it if it is among the best, record it with the learned rates."""
-    score = evaluate(learner, tasks, count, split="validation", every_step=False, per_query=False)
+    score = validate(learner, tasks, count)
     state.seconds += score.seconds
     kept = max(learner.method.recipe.ensemble, 1)
     best = sorted([*state.best, [epoch, score.goodness]], key=lambda entry: -entry[1])[:kept]
-    if [epoch, score.goodness] in best:
-        save_checkpoint(run.epoch_path(epoch), with_prefix("learner.", learner.state_dict()), {"epoch": epoch})
     state.best = best
     record = {
         "kind": "validation",
@@ -227,7 +229,13 @@ def _validate(
         "seconds": state.seconds,
         "peak_memory": peak_memory(),
     }  # fmt: skip
-    run.append(record)
+
+    def keep() -> None:
+        if [epoch, score.goodness] in best:
+            save_checkpoint(run.epoch_path(epoch), with_prefix("learner.", learner.state_dict()), {"epoch": epoch})
+        run.append(record)
+
+    learner.ranks.on_first(keep)
     say("validation", record)
 
 
@@ -241,12 +249,26 @@ def _save(run: Run, learner: Learner, optimizer: torch.optim.Optimizer, state: S
         path.unlink()  # only now: the checkpoint that names the best ones is on the disk
 
 
-def _restore(run: Run, learner: Learner, optimizer: torch.optim.Optimizer) -> State:
+def _restore(run: Run, learner: Learner, optimizer: torch.optim.Optimizer, start: State) -> State:
+    """Where the run's last checkpoint stands, put into learner and optimiser; `start` where it has none."""
+    if not run.last.is_file():
+        return start
     tensors, record = load_checkpoint(run.last)
     restore_module(learner, without_prefix("learner.", tensors), run.last)
     restore_optimizer(optimizer, list(learner.meta_parameters()), without_prefix("optimizer.", tensors))
     torch.set_rng_state(tensors["random"])
     return State(**{**record, "sums": Sums(**record["sums"])})
+
+
+def _start_alike(learner: Learner, state: State) -> None:
+    """Give every rank the first one's weights and random numbers; refuse ranks that found another checkpoint."""
+    random, step = torch.get_rng_state(), torch.tensor(state.step)
+    learner.ranks.copy([*learner.state_dict().values(), random, step])
+    torch.set_rng_state(random)
+    if any(learner.ranks.any(int(step) != state.step)):
+        raise BadInput(
+            "the processes found different checkpoints: on several machines, --directory must be a folder they share"
+        )
 
 
 def _check_finite(result: MetaGradient, batch: TaskBatch, learner: Learner, epoch: int, step: int) -> None:
