@@ -8,4 +8,7 @@ rounds.py           checks equal results, then times live workers in turn; peak 
 flops.py, peak.py   what a workload asks of convolutions, and what this machine's convolutions reach
 shares.py           sampling, transfer, checkpoints and validation in a real training
 summary.py          ratios from the recorded seconds; text.py and table.py print them
+scaling.py          how the cost grows along one axis at a time: `python -m benchmarks.scaling`
+points.py           what is measured there, and what it asks for; a process that tells its memory
+exponents.py        power laws and prices by least squares; scaling_table.py and scaling_figure.py show them
 """

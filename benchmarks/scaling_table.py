@@ -9,21 +9,22 @@ from benchmarks.table import rows
 BEGIN, END = "<!-- scaling: begin -->", "<!-- scaling: end -->"
 
 WHY = {
-    "tasks": "Task after task, so seconds are in proportion. Memory hardly grows: the graph of a task is freed before "
-    "the next one's is built.",
-    "inner steps": "Every step costs the same; the query pass comes once, whatever the steps, and lowers the exponent. "
-    "Second order keeps the graph of all steps, so memory grows with them too.",
-    "ways": "Support and query images grow alike. Few images leave the time to calls; what is fixed in memory is the "
-    "weights and the images' own share.",
-    "shots": "As ways, but the queries stay as they are.",
-    "pixels": "Against the pixels, not the side. Calls weigh most on small images; maps that a pooling rounds down "
-    "(14, 7, 3) do less than their share, so that the count itself is not exactly 1.",
-    "filters": "A convolution grows with the square, its maps in proportion, the number of calls not at all: the "
-    "exponent lies between 1 and 2, and nears 2 only where convolutions take most of the time. The same in memory: "
-    "maps in proportion, weights and their gradients with the square.",
-    "convolutions": "ResNet-12 doubles the channels where it quarters the pixels, so every block has the same "
-    "operations, but only half the map of the block before, and the first block sees one channel. Conv4 keeps its "
-    "channels: after the second, every block has a quarter of the work of the one before, and depth is nearly free.",
+    "tasks": "One after the other, so seconds are in proportion. Memory hardly grows: the graph of a task is freed "
+    "before the next one's is built.",
+    "inner steps": "Every step costs the same. The query pass comes once, whatever the steps, and lowers the exponent "
+    "a little. Second order keeps the graph of every step, so memory grows with them from what one step holds.",
+    "ways": "Support and query images grow alike. The number of calls does not grow with images: with few of them "
+    "calls take most of the time, with many the exponent nears 1.",
+    "shots": "As ways, but the query images stay as they are.",
+    "pixels": "Against the pixels, not the side. As with ways, small images leave most of the time to calls.",
+    "filters": "Operations of a convolution grow with the square, its maps in proportion, calls not at all: the "
+    "exponent lies below 2, and nears it only where operations take most of the time. The same in memory: maps in "
+    "proportion, weights and what is kept of their size with the square.",
+    "convolutions": "ResNet-12 doubles the channels where it quarters the pixels: every block has the same calls and "
+    "about the same operations, but half the values of the block before, and its first one is cheaper, for the images "
+    "have one channel. Conv4 keeps its channels, so that from the second block on each has a quarter of the work of "
+    "the one before; only calls grow with depth. The largest maps, and so most of the memory, are those of the first "
+    "block.",
 }
 """What is counted along each axis, and so where its exponent comes from."""
 
@@ -71,7 +72,9 @@ def markdown(results: Mapping[str, Any]) -> str:
         "Base, from which one number at a time is moved. " + "; ".join(map(_base, results["base"].values())) + ".",
         rows(head, *body),
         f"*By three counts*: seconds ≈ a · {COUNTS[0]} + b · {COUNTS[1]} of maps + c · operations of convolutions, "
-        f"passes counted as in `benchmarks/flops.py`, and the same three prices for all points: {price}.",
+        f"passes counted as in `benchmarks/flops.py`, and the same three prices for all points: {price}. One price for "
+        "narrow and wide layers, large and small maps is a simplification; what it leaves is the difference between "
+        "the two columns.",
         "\n".join(f"- **{axis}**: {WHY[axis]}" for axis in dict.fromkeys(record["axis"] for record in records)),
     ]
     return "\n\n".join(parts) + "\n"
