@@ -178,8 +178,8 @@ def test_a_figure_has_a_panel_for_every_axis_and_says_the_exponents(what):
 
     records = [made(each, 1.0 if each.model == CONV4 else -0.25) for each in series("full")]
     drawn = scaling_figure.figure({"series": records}, what).to_dict()
-    titles = {value["title"]["text"] for name, value in drawn["layout"].items() if name.startswith("xaxis")}
-    assert titles == set(points.AXES)
+    horizontal = [value for name, value in drawn["layout"].items() if name.startswith("xaxis")]
+    assert [axis["title"]["text"] for axis in horizontal if "title" in axis] == list(points.AXES)
     assert all(v["type"] == "log" for name, v in drawn["layout"].items() if name[1:5] == "axis")
     texts = [each["text"] for each in drawn["layout"]["annotations"]]
     assert sorted(texts) == sorted(["x<sup>1.00</sup>"] * 7 + ["x<sup>−0.25</sup>"] * 2)
