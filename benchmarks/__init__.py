@@ -9,4 +9,7 @@ flops.py, peak.py   what a workload asks of convolutions, and what this machine'
 shares.py           sampling, transfer, checkpoints and validation in a real training
 efficiency.py       an outer step by several processes, under torchrun
 summary.py          ratios from the recorded seconds; text.py and table.py print them
+scaling.py          how the cost grows along one axis at a time: `python -m benchmarks.scaling`
+points.py           what is measured there, and what it asks for; a process that tells its memory
+exponents.py        power laws and prices by least squares; scaling_table.py and scaling_figure.py show them
 """

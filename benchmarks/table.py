@@ -131,10 +131,10 @@ def markdown(results: dict[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def write(path: Path, text: str) -> None:
+def write(path: Path, text: str, begin: str = BEGIN, end: str = END) -> None:
     """Put the text between the marks of a document, or write it as the whole file where there are none."""
     old = path.read_text() if path.is_file() else ""
-    if BEGIN in old and END in old:
-        before, _, rest = old.partition(BEGIN)
-        text = f"{before}{BEGIN}\n\n{text}\n{END}{rest.partition(END)[2]}"
+    if begin in old and end in old:
+        before, _, rest = old.partition(begin)
+        text = f"{before}{begin}\n\n{text}\n{end}{rest.partition(end)[2]}"
     path.write_text(text)

@@ -27,7 +27,7 @@ from benchmarks.workloads import WORKLOADS, Workload
 MEMORY_STEPS = 3
 
 
-def _status(entry: str) -> int:
+def status(entry: str) -> int:
     """An entry of Linux's account of this process, in bytes; the largest resident size so far on other systems."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
@@ -85,14 +85,14 @@ class Worker:
         """
         self.build(self.workload.scaled(0.05))()
         give_back()
-        before = _status("VmRSS")
+        before = status("VmRSS")
         forget_peak()
         self.step = self.build(self.workload)
         for _ in range(MEMORY_STEPS):
             started = time.perf_counter()
             self.result = self.step()
             seconds = time.perf_counter() - started
-        peak = _status("VmHWM")
+        peak = status("VmHWM")
         give_back()
         about = {"strategy": self.module.chosen(self.workload, OURS[self.name])} if self.name in OURS else {}
         return {"before": before, "peak": peak, "used": peak - before, "seconds": seconds, **about}

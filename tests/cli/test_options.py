@@ -19,6 +19,7 @@ RECORDS = st.builds(
     data=st.sampled_from(["strokes", "sinusoid"]),
     data_dir=st.none() | st.just("a folder"),
     ways=st.integers(2, 9),
+    model=st.sampled_from(["conv4", "resnet12"]),
     inner_rate=st.none() | st.floats(-2, 2),
     order=st.sampled_from([None, "first", "annealed"]),
     adapted=st.sampled_from([None, "all-but-norm", "body"]),

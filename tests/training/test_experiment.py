@@ -7,6 +7,7 @@ import pytest
 
 import fewstep
 from fewstep.methods import All, AllButNorm, Body, Constant, Cosine, Head, Sharpness, differences
+from fewstep.models import ResNet12
 from fewstep.training.experiment import Experiment
 from fewstep.training.run import differing
 
@@ -70,11 +71,37 @@ def test_a_record_gives_the_experiment_back():
 
 
 def test_a_run_from_before_an_option_existed_is_the_same_run():
-    new = ("adapted", "inner_radius", "outer_radius", "adaptive", "detached", "outer_rate", "set")
+    new = ("adapted", "inner_radius", "outer_radius", "adaptive", "detached", "outer_rate", "set", "model")
     record = {k: v for k, v in Experiment("maml").to_json().items() if k not in new}
     assert Experiment.from_json(record) == Experiment("maml")
     assert differing(Experiment("maml").to_json(), record) == []  # so that training it goes on
     assert differing(Experiment("maml", set=("steps=1",)).to_json(), record) == [("set", ["steps=1"], None)]
+
+
+def test_the_model_is_a_choice():
+    experiment = Experiment("maml", model="resnet12", filters=3, ways=4)
+    record = json.loads(json.dumps(experiment.to_json()))
+    assert record["model"] == "resnet12"
+    assert Experiment.from_json(record) == experiment
+    learner, tasks = experiment.build(fewstep.strokes(classes=(5, 5, 5)))
+    assert isinstance(learner.model, ResNet12)
+    widths = [block.convs[0].out_channels for block in learner.model.blocks]
+    assert widths == [3, 6, 12, 24]
+    assert learner.meta_gradient(tasks.train([0, 1])).query_logits.shape == (2, 4, 4)
+    assert differing(record, Experiment("maml", filters=3, ways=4).to_json()) == [("model", "resnet12", None)]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"model": "resnet"}, "unknown model 'resnet'; did you mean 'resnet12'"),
+        ({"model": "resnet12", "data": "sinusoid"}, "--model is an option of images"),
+        ({"model": "resnet12", "downsample": "stride"}, "--downsample stride is an option of conv4"),
+    ],
+)
+def test_models_that_make_no_sense(options, message):
+    with pytest.raises(fewstep.BadInput, match=message):
+        Experiment("maml", **options)
 
 
 def test_every_field_has_a_line_of_help_that_fits():

@@ -2,5 +2,6 @@
 
 from fewstep.models.conv4 import Conv4
 from fewstep.models.mlp import MLP
+from fewstep.models.resnet12 import ResNet12
 
-__all__ = ["MLP", "Conv4"]
+__all__ = ["MLP", "Conv4", "ResNet12"]

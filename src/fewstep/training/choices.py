@@ -59,8 +59,10 @@ class Choices:
     """Query images a class (1)."""
     evaluation_queries: Annotated[int | None, N] = None
     """The same for validation and test tasks."""
+    model: Annotated[Literal["conv4", "resnet12"], NAME] = "conv4"
+    """Of images: conv4 or resnet12 (conv4)."""
     filters: Annotated[int, N] = 64
-    """Channels of Conv4 (64)."""
+    """Channels; resnet12 doubles them each block (64)."""
     downsample: Annotated[Literal["max_pool", "stride"], NAME] = "max_pool"
     """Conv4 halves by max_pool or stride."""
     steps: Annotated[int | None, N] = None

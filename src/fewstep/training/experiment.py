@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from fewstep.errors import BadInput, unknown
@@ -29,7 +30,7 @@ from fewstep.methods import (
     changed,
     preset,
 )
-from fewstep.models import MLP, Conv4
+from fewstep.models import MLP, Conv4, ResNet12
 from fewstep.tasks import ImageDataset, Tasks, omniglot, sinusoid, strokes
 from fewstep.training.choices import Choices, Images
 from fewstep.training.run import Run
@@ -69,6 +70,10 @@ class Experiment(Choices, Images):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise BadInput(f"{name} is {value}; it must be at least {least}")
+        if self.model == "resnet12" and self.data == "sinusoid":
+            raise BadInput("--model is an option of images; sinusoid has none, and trains a small MLP")
+        if self.model == "resnet12" and self.downsample == "stride":
+            raise BadInput("--downsample stride is an option of conv4; resnet12 halves by max_pool")
         if not 0 <= self.seed < 2**63:
             raise BadInput(f"seed is {self.seed}; it must be a whole number from 0 to 2^63 − 1")
 
@@ -81,11 +86,14 @@ class Experiment(Choices, Images):
         for name in record:
             if name not in known:
                 raise unknown("key of an experiment", name, known)
-        return Experiment(**{**record, "set": tuple(record.get("set") or ())})
+        absent = {"set": tuple(record.get("set") or ()), "model": record.get("model") or "conv4"}
+        return Experiment(**{**record, **absent})
 
     def to_json(self) -> dict[str, Any]:
         """The experiment without its place on this machine: a run may be read where its data lie elsewhere."""
-        return {**asdict(self), "data_dir": None, "set": list(self.set) or None}  # None: as in a run without the field
+        # None: as in a run from before the field existed.
+        absent = {"set": list(self.set) or None, "model": None if self.model == "conv4" else self.model}
+        return {**asdict(self), "data_dir": None, **absent}
 
     def method(self, setting: Setting | None = None) -> Method:
         """The preset for the setting, with each part that was asked for exchanged."""
@@ -149,8 +157,14 @@ class Experiment(Choices, Images):
         tasks = data.tasks(
             self.ways, self.shots or 1, self.queries or 1, self.seed, evaluation_queries=self.evaluation_queries
         )
-        model = Conv4(self.ways, data.channels, self.filters, data.image_size, self.downsample)
-        return Learner(model, self.method(data.setting)), tasks  # type: ignore[arg-type]
+        return Learner(self.network(data), self.method(data.setting)), tasks  # type: ignore[arg-type]
+
+    def network(self, data: ImageDataset) -> nn.Module:
+        """The model for the images, at its initial weights."""
+        if self.model == "resnet12":
+            widths = [self.filters << block for block in range(4)]
+            return ResNet12(self.ways, data.channels, data.image_size, widths)
+        return Conv4(self.ways, data.channels, self.filters, data.image_size, self.downsample)
 
 
 def load_run(directory: str | Path, data_dir: str | None = None) -> tuple[Learner, Tasks]:
