@@ -63,6 +63,8 @@ class Choices:
     """Channels of Conv4 (64)."""
     downsample: Annotated[Literal["max_pool", "stride"], NAME] = "max_pool"
     """Conv4 halves by max_pool or stride."""
+    precision: Annotated[Literal["float32", "tf32", "bf16"] | None, NAME] = None
+    """Of convolutions: float32, tf32, bf16 (float32)."""
     steps: Annotated[int | None, N] = None
     """Inner steps."""
     inner_rate: Annotated[float | None, X] = None

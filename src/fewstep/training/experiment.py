@@ -85,7 +85,9 @@ class Experiment(Choices, Images):
 
     def to_json(self) -> dict[str, Any]:
         """The experiment without its place on this machine: a run may be read where its data lie elsewhere."""
-        return {**asdict(self), "data_dir": None, "set": list(self.set) or None}  # None: as in a run without the field
+        precision = None if self.precision == "float32" else self.precision
+        # None: as in a run without the field.
+        return {**asdict(self), "data_dir": None, "set": list(self.set) or None, "precision": precision}
 
     def method(self, setting: Setting | None = None) -> Method:
         """The preset for the setting, with each part that was asked for exchanged."""
@@ -141,16 +143,17 @@ class Experiment(Choices, Images):
 
     def build(self, data: ImageDataset | None = None) -> tuple[Learner, Tasks]:
         """A learner at its initial weights, drawn from the seed, and its tasks, from `dataset()` where not given."""
-        data = data or self.dataset()
+        data, precision = data or self.dataset(), self.precision or "float32"
         torch.manual_seed(self.seed)
         if data is None:
             tasks = sinusoid(self.shots or 10, self.queries or 10, self.seed, self.evaluation_queries)
-            return Learner(MLP(1, 1, init="truncated_normal"), self.method(), loss=F.mse_loss), tasks
+            model = MLP(1, 1, init="truncated_normal")
+            return Learner(model, self.method(), loss=F.mse_loss, precision=precision), tasks
         tasks = data.tasks(
             self.ways, self.shots or 1, self.queries or 1, self.seed, evaluation_queries=self.evaluation_queries
         )
-        model = Conv4(self.ways, data.channels, self.filters, data.image_size, self.downsample)
-        return Learner(model, self.method(data.setting)), tasks  # type: ignore[arg-type]
+        network = Conv4(self.ways, data.channels, self.filters, data.image_size, self.downsample)
+        return Learner(network, self.method(data.setting), precision=precision), tasks  # type: ignore[arg-type]
 
 
 def load_run(directory: str | Path, data_dir: str | None = None) -> tuple[Learner, Tasks]:

@@ -104,6 +104,7 @@ def train(
         "tasks": tasks.description,
         "training": {"epochs": epochs, "iterations": iterations, "meta_batch": meta_batch,
                      "validation_tasks": validation_tasks},
+        "precision": None if learner.precision == "float32" else learner.precision,  # None: as in a run without it
         "parameters": {name: list(p.shape) for name, p in learner.meta_parameters().items()},
     }, str(learner.device))  # fmt: skip
     parameters = learner.meta_parameters()
