@@ -28,11 +28,13 @@ def piece(command: list[str], seconds: float) -> int:
         return process.wait(seconds)
     except subprocess.TimeoutExpired:
         process.send_signal(signal.SIGINT)
-        return process.wait()
+        return 130 if process.wait() else 0  # whatever it says: it may still have been loading its libraries
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.omniglot20", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.omniglot20", description=__doc__.splitlines()[0], allow_abbrev=False
+    )
     parser.add_argument("--directory", type=Path, required=True)
     parser.add_argument("--data-dir", default=None)
     parser.add_argument("--device", default="auto")
