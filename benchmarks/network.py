@@ -63,7 +63,7 @@ class Start(NamedTuple):
         return Start(*({name: t.to(dtype) for name, t in part.items()} for part in self))
 
     def network(self, w: Workload) -> Network:
-        network = Network(w).to(self.weights["head.bias"].dtype)
+        network = Network(w).to(self.weights["head.bias"])
         network.load_state_dict(self.weights)
         return network
 

@@ -16,14 +16,15 @@ def supports(w: Workload) -> bool:  # noqa: ARG001 - it can write everything
     return True
 
 
-def learner(w: Workload, begin: Start, strategy: str) -> fewstep.Learner:
+def learner(w: Workload, begin: Start, strategy: str, precision: str = "float32") -> fewstep.Learner:
     """The method of a workload, with the weights that every implementation starts from."""
     if w.plus:  # at its most expensive: second order and every query loss, as in its first epochs
         parts = {"rule": PerLayerPerStep(w.rate), "order": SecondOrder(), "step_weights": Uniform()}
         method = fewstep.preset("maml++", steps=w.steps, **parts)
     else:
         method = fewstep.preset("maml" if w.second else "fomaml", steps=w.steps, rule__rate=w.rate)
-    made = fewstep.Learner(Conv4(w.ways, w.channels, w.filters, w.size), method, strategy=strategy)
+    model = Conv4(w.ways, w.channels, w.filters, w.size).to(begin.weights["head.bias"])
+    made = fewstep.Learner(model, method, strategy=strategy, precision=precision)
     with torch.no_grad():
         for name, p in made.meta_parameters().items():
             part, _, rest = name.partition(".")
@@ -31,8 +32,10 @@ def learner(w: Workload, begin: Start, strategy: str) -> fewstep.Learner:
     return made
 
 
-def build(w: Workload, begin: Start, batch: Batch, strategy: str = "auto") -> Callable[[], dict[str, Tensor]]:
-    made, tasks = learner(w, begin, strategy), fewstep.TaskBatch(*batch)
+def build(
+    w: Workload, begin: Start, batch: Batch, strategy: str = "auto", precision: str = "float32"
+) -> Callable[[], dict[str, Tensor]]:
+    made, tasks = learner(w, begin, strategy, precision), fewstep.TaskBatch(*batch)
 
     def meta_gradient() -> dict[str, Tensor]:
         found = made.meta_gradient(tasks).gradients

@@ -15,7 +15,7 @@ from rich.table import Table
 from fewstep.cli.child import train_apart
 from fewstep.cli.console import ContestProgress, EvaluationProgress, console, errors, program
 from fewstep.cli.entries import DataSets, Entries, same_tasks
-from fewstep.cli.machine import prepare
+from fewstep.cli.machine import device, prepare
 from fewstep.cli.options import Budget, Measuring
 from fewstep.errors import BadInput
 from fewstep.reporting.comparison import as_csv, cells, headline, remarks, titles
@@ -52,6 +52,7 @@ class Contest:
             BadInput: entries of different test tasks, nothing that could be measured.
         """
         prepare(self.budget.threads)
+        device(self.budget.device)  # before any training: a mistake must not cost one
         if self.measuring.count < 1:
             raise BadInput(f"count is {self.measuring.count}; measure on at least one task")
         tasks, mark = same_tasks(self.entries, self.measuring.count, self.data)
@@ -104,6 +105,7 @@ class Contest:
 
             for name, training in ready:
                 learner, _ = training.experiment.build(self.data(training.experiment))
+                learner.to(device(self.budget.device))
                 learner.strategy, learner.micro_batch = self.budget.strategy, self.budget.micro_batch
                 training.run.load(learner)
                 try:
@@ -165,7 +167,7 @@ class Contest:
                 ]}
                 for row in rows
             ],
-            "environment": environment("cpu"),
+            "environment": environment(str(device(self.budget.device))),
         }  # fmt: skip
 
     def _show(self, rows: Sequence[Row]) -> None:

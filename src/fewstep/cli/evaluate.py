@@ -8,7 +8,7 @@ from typing import Any, Literal
 from tyro.conf import Positional
 
 from fewstep.cli.console import EvaluationProgress, console, fraction, program
-from fewstep.cli.machine import prepare
+from fewstep.cli.machine import device, prepare
 from fewstep.errors import BadInput
 from fewstep.reporting.comparison import NORMALISED
 from fewstep.reporting.page import write_page
@@ -40,6 +40,8 @@ class Evaluate:
     """Where the data lie; else $FEWSTEP_DATA, ./data."""
     config: Path | None = None
     """TOML file of these options; the command line wins."""
+    device: str = "auto"
+    """cpu, cuda, cuda:N; auto is cuda where there is one."""
     threads: int | None = None
     """Processor threads."""
     format: Literal["text", "json"] = "text"
@@ -47,8 +49,10 @@ class Evaluate:
 
     def run(self) -> int:
         prepare(self.threads)
+        where = device(self.device)
         run = Run(self.directory)
         learner, tasks = load_run(self.directory, self.data_dir)
+        learner.to(where)
         options: dict[str, Any] = {"split": self.split, "steps": self.steps, "statistics": self.statistics}
         wanted = learner.method.recipe.ensemble if self.ensemble is None else self.ensemble
         if wanted < 1:

@@ -12,8 +12,8 @@ from fewstep.training.choices import NAME, PATH, N, own
 
 
 @dataclass(frozen=True, kw_only=True)
-class Budget:
-    """How long to train, and with what of the machine; None means the preset's own."""
+class BudgetInShort:
+    """How long to train, and where; None means the preset's own."""
 
     epochs: Annotated[int | None, N] = None
     """Each ends with a validation; else the preset's."""
@@ -23,8 +23,16 @@ class Budget:
     """Tasks in a meta-batch; else the preset's."""
     validation_tasks: Annotated[int, N] = 600
     """Tasks of each validation (600)."""
+    device: Annotated[str, NAME] = "auto"
+    """cpu, cuda, cuda:N; auto is cuda where there is one."""
     threads: Annotated[int | None, N] = None
     """Processor threads."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget(BudgetInShort):
+    """The same, and how the machine does it."""
+
     strategy: Annotated[Literal["auto", "loop", "vectorized", "recompute"], NAME] = "auto"
     """auto, loop, vectorized, recompute: equal results."""
     micro_batch: Annotated[int | None, N] = None

@@ -10,8 +10,8 @@ from tyro.conf import Positional, arg
 
 from fewstep.cli.choices import Preset
 from fewstep.cli.console import TrainingProgress, console, program
-from fewstep.cli.machine import prepare
-from fewstep.cli.options import Budget
+from fewstep.cli.machine import device, prepare
+from fewstep.cli.options import Budget, BudgetInShort
 from fewstep.metalearning.ranks import Ranks
 from fewstep.reporting.page import write_page
 from fewstep.training.choices import PATH, Choices, Images, N, own
@@ -24,7 +24,7 @@ from fewstep.training.trainer import train
 
 @dataclass(frozen=True)
 class TrainInShort:
-    """Meta-train a preset; the same command resumes it. How images are read: --help-all.
+    """Meta-train a preset; the same command resumes it. Images, strategies: --help-all.
 
     Example: fewstep train maml++ --data omniglot --data-dir data --ways 5 --directory runs/x
     """
@@ -37,7 +37,7 @@ class TrainInShort:
     """TOML file of options; the command line wins."""
     seed: Annotated[int, N] = 0
     """Of initial weights and training tasks (0)."""
-    budget: Annotated[Budget, arg(name="")] = field(default_factory=Budget)
+    budget: Annotated[BudgetInShort, arg(name="")] = field(default_factory=BudgetInShort)
     choices: Annotated[Choices, arg(name="")] = field(default_factory=Choices)
 
 
@@ -45,6 +45,7 @@ class TrainInShort:
 class Train(TrainInShort):
     __doc__ = TrainInShort.__doc__
 
+    budget: Annotated[Budget, arg(name="")] = field(default_factory=Budget)
     images: Annotated[Images, arg(name="")] = field(default_factory=Images)
 
     def run(self) -> int:
@@ -54,11 +55,12 @@ class Train(TrainInShort):
     def _train(self, ranks: Ranks) -> int:
         budget, choices = self.budget, self.choices
         prepare(budget.threads)
+        where = device(budget.device)
         experiment = Experiment(self.preset, self.seed, **vars(choices), **vars(self.images))
         name = f"{self.preset}-{choices.data}-{choices.ways}x{choices.shots or 1}"
         run = Run(self.directory or Path("runs") / name)
         learner, tasks = ranks.together(experiment.build)
-        learner.to(ranks.device)
+        learner.to(where if ranks.size == 1 else ranks.device)
         learner.ranks, learner.strategy, learner.micro_batch = ranks, budget.strategy, budget.micro_batch
         if run.exists and run.finished:
             console.print(f"{run.directory} is finished: nothing to train")

@@ -14,9 +14,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._pytree import tree_map
 
 from fewstep.errors import BadInput
 from fewstep.metalearning.attention import AttentionWatch, math_attention
+from fewstep.metalearning.precision import half
 from fewstep.metalearning.second_derivative import SecondDerivativeProbe
 from fewstep.models.batch_norm import PooledBatchNorm, apply_statistics, batch_statistics, normalise
 from fewstep.models.max_pool import max_pool
@@ -50,6 +52,7 @@ class _ValueNorm(nn.Module):
         self.differentiable = False
 
     def forward(self, x: Tensor) -> Tensor:
+        x = _whole(x)
         if self.given is not None:
             mean, var = self.given[self.name]
             return self._by(mean, var, x)
@@ -64,6 +67,12 @@ class _ValueNorm(nn.Module):
     def _by(self, mean: Tensor, var: Tensor, x: Tensor) -> Tensor:
         y = apply_statistics(x, mean, var, self.weight, self.bias, self.eps)
         return max_pool(y) if self.pool else y
+
+
+def _whole(x: Any) -> Any:
+    """What autocast rounded in float32 again; anything else as it is."""
+    rounded = isinstance(x, Tensor) and x.dtype == torch.bfloat16 and torch.is_autocast_enabled(x.device.type)
+    return x.float() if rounded else x
 
 
 def _on_meta(tensor: Tensor) -> Tensor:
@@ -96,6 +105,7 @@ class Functional:
         memo: dict[int, Any] = {id(t): _on_meta(t) for t in tensors}
         self.twin = copy.deepcopy(model, memo)
         self.batch_norms: dict[str, int] = {}
+        self.precision = "float32"
         if isinstance(self.twin, _BatchNorm):
             raise BadInput("the model is a bare batch norm; wrap it in a module that has something to adapt")
         exchanged: dict[int, _ValueNorm] = {}
@@ -165,11 +175,12 @@ class Functional:
                 inside.enter_context(self._lock)  # the choice of kernels is the whole process's
                 inside.enter_context(math_attention())
             watch = inside.enter_context(AttentionWatch()) if self._attention is None else None
+            inside.enter_context(half(self.precision, next(iter(parameters.values())).device))
             before = None if self._training in self._draws else torch.get_rng_state()
             for norm in norms:
                 norm.given, norm.seen, norm.differentiable = given, seen, differentiable
             try:
-                output = torch.func.functional_call(twin, parameters, inputs)
+                output = tree_map(_whole, torch.func.functional_call(twin, parameters, inputs))
             finally:
                 for norm in norms:
                     norm.given, norm.seen = None, {}  # keep no tensor of a task alive

@@ -11,6 +11,7 @@ from fewstep.errors import BadInput, unknown
 from fewstep.metalearning.functional import Functional, Moments, Statistics, norm_parameters
 from fewstep.metalearning.inner_loop import InnerLoop, Loss, Meta, Parameters, first_order
 from fewstep.metalearning.meta_gradient import Plan, Result
+from fewstep.metalearning.precision import Precision, products
 from fewstep.metalearning.predictor import Predictor
 from fewstep.metalearning.randomness import rewinder
 from fewstep.metalearning.ranks import Ranks
@@ -62,9 +63,12 @@ class Learner(nn.Module):
         strategy: `loop` (task by task), `vectorized` (all tasks at once), `recompute` (task by task, with memory flat
             in the inner steps) or `auto` (the faster of the first two, by measured size). Results are equal.
         micro_batch: tasks of a meta-batch taken at a time, to bound the memory of `vectorized`; all where None.
+        precision: of convolutions and matrix products: `float32`, `tf32` (CUDA rounds their operands), or `bf16`: in
+            bfloat16; norms, losses, updates and gradients stay as they are.
 
     Raises:
-        BadInput: nothing to adapt, an unknown strategy, an empty micro-batch, labels that the model has no output for.
+        BadInput: nothing to adapt, an unknown strategy or precision, an empty micro-batch, labels that the
+            model has no output for.
 
     Source: Finn, Abbeel, Levine, arXiv 1703.03400.
 
@@ -84,6 +88,7 @@ class Learner(nn.Module):
         loss: Loss = nn.functional.cross_entropy,
         strategy: str = "auto",
         micro_batch: int | None = None,
+        precision: str = "float32",
     ):
         super().__init__()
         self.micro_batch = micro_batch
@@ -92,6 +97,7 @@ class Learner(nn.Module):
         self.model, self.method, self.loss, self.strategy = model, method, loss, strategy
         self.ranks = Ranks()  # the processes that share each meta-batch: this one alone, or see `fewstep.torchrun`
         self._forward = Functional(model)
+        self.precision = precision
         self._widths: dict[Any, int] = {}  # of the output, by shape of the input
         self._loops_only = False  # vmap was tried and cannot take the model
         trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -129,6 +135,17 @@ class Learner(nn.Module):
         if size is not None and size < 1:
             raise BadInput(f"micro_batch is {size}; take at least one task at a time")
         self._micro_batch = size
+
+    @property
+    def precision(self) -> str:
+        """How convolutions and matrix products are computed."""
+        return self._forward.precision
+
+    @precision.setter
+    def precision(self, precision: str) -> None:
+        if precision not in get_args(Precision):
+            raise unknown("precision", precision, get_args(Precision))
+        self._forward.precision = precision
 
     # --- meta-parameters ---------------------------------------------------------------------------------------------
 
@@ -290,7 +307,8 @@ class Learner(nn.Module):
         """
         chosen = self.chosen_strategy(batch, strategy)
         try:
-            return run(chosen)
+            with products(self.precision, self.device):
+                return run(chosen)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
@@ -299,7 +317,8 @@ class Learner(nn.Module):
             if (strategy or self.strategy) != "auto":
                 reason = str(error).splitlines()[0]
                 raise BadInput(f"this model cannot run vectorized ({reason}); use strategy loop") from error
-            result = run("loop")
+            with products(self.precision, self.device):
+                result = run("loop")
             self._loops_only = True  # only now: an error of another kind would have come again
             return result
 
@@ -354,5 +373,6 @@ class Learner(nn.Module):
         self._forward.train_like(None)
         inner, meta = self.inner_loop(statistics, sharp), self.frozen()
         steps = self.steps(steps)
-        *_, final = inner.adapt(meta, support_x, support_y, steps, first_order)
-        return Predictor(self._forward, final.parameters, inner.query_statistics(meta, final, support_x))
+        with products(self.precision, self.device):
+            *_, final = inner.adapt(meta, support_x, support_y, steps, first_order)
+            return Predictor(self._forward, final.parameters, inner.query_statistics(meta, final, support_x))

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from fewstep.metalearning.functional import Functional, Statistics
 from fewstep.metalearning.inner_loop import Parameters
+from fewstep.metalearning.precision import products
 
 
 class Predictor:
@@ -34,4 +35,5 @@ class Predictor:
     def __call__(self, query_x: Any) -> Tensor:
         """Outputs (Q, …) for queries (Q, …)."""
         self._forward.train_like(None)
-        return self._forward(self.parameters, query_x, self._given)[0]
+        with products(self._forward.precision, next(iter(self.parameters.values())).device):
+            return self._forward(self.parameters, query_x, self._given)[0]

@@ -36,7 +36,11 @@ class Conv2d(nn.Conv2d):
         if torch.compiler.is_compiling():
             # The compiler of torch drops a function's own derivatives: pytorch issue 193279.
             return F.conv2d(x, self.weight, self.bias, stride, padding)
-        return _Convolve.apply(x, self.weight, self.bias, _Geometry(stride, padding))
+        weight, bias = self.weight, self.bias
+        if torch.is_autocast_enabled(x.device.type):  # derivatives are taken outside of it
+            dtype = torch.get_autocast_dtype(x.device.type)
+            x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+        return _Convolve.apply(x, weight, bias, _Geometry(stride, padding))
 
 
 # With cotangents a of y, and then (u, u_W, u_b) of the first gradient:

@@ -72,6 +72,8 @@ class TaskBatch:
         """The same tasks on another device, or in another floating type (whole numbers keep theirs)."""
         if isinstance(target, torch.dtype):
             return self._map(lambda leaf: leaf.to(target) if leaf.is_floating_point() else leaf)
+        if torch.device(target).type == "cuda":  # only from pinned memory can a copy go on while the host does
+            return self._map(lambda leaf: (leaf if leaf.is_cuda else leaf.pin_memory()).to(target, non_blocking=True))
         return self._map(lambda leaf: leaf.to(target))
 
     def check_finite(self) -> None:

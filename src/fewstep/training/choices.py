@@ -65,6 +65,8 @@ class Choices:
     """Channels; resnet12 doubles them each block (64)."""
     downsample: Annotated[Literal["max_pool", "stride"], NAME] = "max_pool"
     """Conv4 halves by max_pool or stride."""
+    precision: Annotated[Literal["float32", "tf32", "bf16"] | None, NAME] = None
+    """Of convolutions: float32, tf32, bf16 (float32)."""
     steps: Annotated[int | None, N] = None
     """Inner steps."""
     inner_rate: Annotated[float | None, X] = None

@@ -91,8 +91,11 @@ class Experiment(Choices, Images):
 
     def to_json(self) -> dict[str, Any]:
         """The experiment without its place on this machine: a run may be read where its data lie elsewhere."""
-        # None: as in a run from before the field existed.
-        absent = {"set": list(self.set) or None, "model": None if self.model == "conv4" else self.model}
+        absent = {
+            "set": list(self.set) or None,
+            "model": None if self.model == "conv4" else self.model,
+            "precision": None if self.precision == "float32" else self.precision,
+        }  # None: as in a run from before the field existed
         return {**asdict(self), "data_dir": None, **absent}
 
     def method(self, setting: Setting | None = None) -> Method:
@@ -149,15 +152,17 @@ class Experiment(Choices, Images):
 
     def build(self, data: ImageDataset | None = None) -> tuple[Learner, Tasks]:
         """A learner at its initial weights, drawn from the seed, and its tasks, from `dataset()` where not given."""
-        data = data or self.dataset()
+        data, precision = data or self.dataset(), self.precision or "float32"
         torch.manual_seed(self.seed)
         if data is None:
             tasks = sinusoid(self.shots or 10, self.queries or 10, self.seed, self.evaluation_queries)
-            return Learner(MLP(1, 1, init="truncated_normal"), self.method(), loss=F.mse_loss), tasks
+            model = MLP(1, 1, init="truncated_normal")
+            return Learner(model, self.method(), loss=F.mse_loss, precision=precision), tasks
         tasks = data.tasks(
             self.ways, self.shots or 1, self.queries or 1, self.seed, evaluation_queries=self.evaluation_queries
         )
-        return Learner(self.network(data), self.method(data.setting)), tasks  # type: ignore[arg-type]
+        method = self.method(data.setting)  # type: ignore[arg-type]
+        return Learner(self.network(data), method, precision=precision), tasks
 
     def network(self, data: ImageDataset) -> nn.Module:
         """The model for the images, at its initial weights."""

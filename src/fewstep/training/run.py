@@ -35,7 +35,7 @@ def environment(device: str, processes: int = 1) -> dict[str, Any]:
         "processor": torch.backends.cpu.get_cpu_capability(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "device": device,
+        "device": f"{device} ({torch.cuda.get_device_name(device)})" if device.startswith("cuda") else device,
         "processes": processes,
         "command": shlex.join(sys.argv),
     }

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from fewstep.errors import BadInput
-from fewstep.metalearning.learner import Learner, MetaGradient
+from fewstep.metalearning.learner import Learner
 from fewstep.methods import to_json
 from fewstep.tasks.batch import TaskBatch
 from fewstep.tasks.source import Tasks
@@ -27,20 +27,11 @@ from fewstep.training.checkpoint import (
 )
 from fewstep.training.evaluation import validate
 from fewstep.training.interrupt import Interrupted, stopping
+from fewstep.training.ledger import Ledger, Sums
 from fewstep.training.run import Run, peak_memory
 
 SAVE_EVERY = 120  # seconds between checkpoints inside an epoch: what a crash can cost
 RECORDS_AN_EPOCH = 10  # points of the training curve
-
-
-@dataclass
-class Sums:
-    """Running sums of a training record: over outer steps since the last one."""
-
-    steps: int = 0
-    loss: float = 0.0
-    accuracy: float = 0.0
-    seconds: float = 0.0
 
 
 @dataclass
@@ -90,7 +81,8 @@ def train(
 
     Raises:
         BadInput: a loss or gradient that is not finite (names epoch, step and tensor; nothing of that step is applied
-            and the last checkpoint stays), a directory of another run, a full disk. RankGone: another process ended.
+            and the last checkpoint stays; on an accelerator it is noticed at the next record, and the learner goes back
+            to the one before), a directory of another run, a full disk. RankGone: another process ended.
         Interrupted: Ctrl-C or SIGTERM, after the current outer step and a checkpoint.
 
     Example:
@@ -114,6 +106,7 @@ def train(
         "tasks": tasks.description,
         "training": {"epochs": epochs, "iterations": iterations, "meta_batch": meta_batch,
                      "validation_tasks": validation_tasks},
+        "precision": None if learner.precision == "float32" else learner.precision,  # None: as in a run without it
         "parameters": {name: list(p.shape) for name, p in learner.meta_parameters().items()},
     }  # fmt: skip
     ranks.on_first(lambda: run.open(described, str(learner.device), ranks.size))
@@ -124,30 +117,32 @@ def train(
     ranks.on_first(lambda: run.rewind(state.step))  # records of work that a crash lost
     say = watch if watch and ranks.first else lambda *_: None
     saved = time.perf_counter()
+
+    def drawn(step: int) -> TaskBatch:
+        return tasks.train(range(step * meta_batch, (step + 1) * meta_batch))
+
+    ledger = Ledger(learner, iterations, drawn)
     with stopping() as stop:
         while state.step < state.total:
             started = time.perf_counter()
             progress = state.step / state.total
-            first = state.step * meta_batch
-            batch = tasks.train(range(first, first + meta_batch))
+            batch = drawn(state.step)
             learner.check(tree_map(lambda t: t[0], batch.support_x), batch.support_y)
             batch = batch.to(learner.device)
             result = learner.meta_gradient(batch, progress)
-            _check_finite(result, batch, learner, state.step // iterations, state.step)
+            ledger.note(state.step, result, batch.query_y, state.sums)
             rate = learner.method.outer.rate(progress)
             _outer_step(optimizer, parameters, learner.method.outer.clamped(result.gradients), rate)
             learner.update_running(result.statistics)
             state.step += 1
             epoch, iteration = divmod(state.step - 1, iterations)
-
-            sums = state.sums
-            sums.steps += 1
-            sums.loss += result.loss.item()
-            sums.accuracy += _accuracy(result.query_logits, batch.query_y)
-            sums.seconds += time.perf_counter() - started
+            recorded = (iteration + 1) % max(iterations // RECORDS_AN_EPOCH, 1) == 0 or iteration + 1 == iterations
+            if recorded:
+                ledger.read(state.sums)
+            state.sums.seconds += time.perf_counter() - started
             state.seconds += time.perf_counter() - started
             say("step", {"step": state.step, "total": state.total, "epoch": epoch, "epochs": epochs, "rate": rate})
-            if (iteration + 1) % max(iterations // RECORDS_AN_EPOCH, 1) == 0 or iteration + 1 == iterations:
+            if recorded:
                 record = _train_record(state, epoch, meta_batch, rate, batch)
                 ranks.on_first(partial(run.append, record))
                 say("train", record)
@@ -158,6 +153,7 @@ def train(
             stopped, late = ranks.any(stop.asked, time.perf_counter() - saved >= SAVE_EVERY)
             if iteration + 1 < iterations and not stopped and not late:
                 continue
+            ledger.read(state.sums)  # nothing is saved that was not looked at
             ranks.on_first(lambda: _save(run, learner, optimizer, state))
             saved = time.perf_counter()
             if stopped and state.step < state.total:
@@ -183,10 +179,6 @@ def _outer_step(optimizer: torch.optim.Optimizer, parameters: dict, gradients: d
         group["lr"] = rate
     optimizer.step()
     optimizer.zero_grad()
-
-
-def _accuracy(logits: Tensor, y: Tensor) -> float:
-    return float("nan") if y.is_floating_point() else (logits.argmax(2) == y).double().mean().item()
 
 
 def _train_record(state: State, epoch: int, meta_batch: int, rate: float, batch: TaskBatch) -> dict[str, Any]:
@@ -243,7 +235,10 @@ def _save(run: Run, learner: Learner, optimizer: torch.optim.Optimizer, state: S
     names = list(learner.meta_parameters())
     tensors = with_prefix("learner.", learner.state_dict())
     tensors |= with_prefix("optimizer.", optimizer_tensors(optimizer, names))
-    save_checkpoint(run.last, {**tensors, "random": torch.get_rng_state()}, asdict(state))
+    tensors["random"] = torch.get_rng_state()
+    if learner.device.type == "cuda":
+        tensors["random.cuda"] = torch.cuda.get_rng_state(learner.device)
+    save_checkpoint(run.last, tensors, asdict(state))
     kept = {run.epoch_path(int(epoch)) for epoch, _ in state.best}
     for path in set(run.last.parent.glob("epoch-*.safetensors")) - kept:
         path.unlink()  # only now: the checkpoint that names the best ones is on the disk
@@ -257,6 +252,8 @@ def _restore(run: Run, learner: Learner, optimizer: torch.optim.Optimizer, start
     restore_module(learner, without_prefix("learner.", tensors), run.last)
     restore_optimizer(optimizer, list(learner.meta_parameters()), without_prefix("optimizer.", tensors))
     torch.set_rng_state(tensors["random"])
+    if learner.device.type == "cuda" and "random.cuda" in tensors:
+        torch.cuda.set_rng_state(tensors["random.cuda"], learner.device)
     return State(**{**record, "sums": Sums(**record["sums"])})
 
 
@@ -269,17 +266,3 @@ def _start_alike(learner: Learner, state: State) -> None:
         raise BadInput(
             "the processes found different checkpoints: on several machines, --directory must be a folder they share"
         )
-
-
-def _check_finite(result: MetaGradient, batch: TaskBatch, learner: Learner, epoch: int, step: int) -> None:
-    """Stop before a step that would spoil the learner, and say where the trouble began."""
-    tensors = {"the meta-loss": result.loss, **{f"the gradient of {n}": g for n, g in result.gradients.items()}}
-    if torch.stack([t.isfinite().all() for t in tensors.values()]).all():
-        return
-    batch.check_finite()
-    name = next(n for n, t in tensors.items() if not t.isfinite().all())
-    raise BadInput(
-        f"{name} is not finite in epoch {epoch}, outer step {step}: the training diverged. Nothing of this step was "
-        f"applied and the last checkpoint is kept. Use a lower inner rate than {learner.method.rule}, or a lower "
-        "outer rate"
-    )
