@@ -1,0 +1,210 @@
+"""Memory of the meta-gradient: flat in the inner steps, foreseen before a training, and none for more tasks to evaluate.
+
+python -m benchmarks.memory --json results/memory.json --table docs/memory.md     a quarter of an hour or more
+python -m benchmarks.memory --parts steps                                         a part of it
+
+Every figure comes from a fresh process: the most it held, beyond what it held before its model was built.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.workloads import WORKLOADS
+
+PARTS = ("steps", "needs", "evaluation")
+STEPS = (1, 5, 20, 50)
+REPEATS = 3  # fresh processes for a figure: where a heap begins is drawn anew for each
+SENSIBLE = {
+    **{name: ("loop", "vectorized", "recompute") for name in ("W1", "W2", "W3", "W4")},
+    **dict.fromkeys(("W5", "W6"), ("loop", "recompute")),
+}
+TASKS = (10, 100, 1000)
+
+
+# --- in a fresh process ----------------------------------------------------------------------------------------------
+
+
+def _problem(workload: str, strategy: str, changes: dict[str, Any], dtype: str = "float32") -> tuple[Any, Any]:
+    import torch
+
+    import fewstep
+    from benchmarks.implementations import ours
+    from benchmarks.network import start, tasks
+
+    kind = getattr(torch, dtype)
+    w = replace(WORKLOADS[workload], **changes)
+    learner = ours.learner(w, start(w), strategy).to(kind)
+    return learner, fewstep.TaskBatch(*tasks(w).to(kind))
+
+
+def _warm(workload: str, strategy: str) -> None:
+    """Load what a library loads when first used."""
+    w = WORKLOADS[workload].scaled(0.05)
+    shapes = {"ways": w.ways, "tasks": w.tasks, "size": w.size, "filters": w.filters, "steps": w.steps}
+    learner, batch = _problem(workload, strategy, shapes)
+    learner.meta_gradient(batch)
+
+
+def _held(work: Callable[[], None]) -> int:
+    from benchmarks.worker import _status, forget_peak, give_back
+
+    give_back()
+    before = _status("VmRSS")
+    forget_peak()
+    work()
+    return _status("VmHWM") - before
+
+
+def truth(workload: str, strategy: str, passes: int = 3, **changes: Any) -> dict[str, Any]:
+    """What building a learner and some meta-gradients take."""
+    _warm(workload, strategy)
+    chosen = []
+
+    def work() -> None:
+        learner, batch = _problem(workload, strategy, changes)
+        chosen.append(learner.chosen_strategy(batch))
+        for _ in range(passes):
+            result = learner.meta_gradient(batch)
+        del result
+
+    return {"bytes": _held(work), "strategy": chosen[0]}
+
+
+def foreseen(workload: str, strategy: str, **changes: Any) -> dict[str, Any]:
+    """The estimate, and the seconds it takes."""
+    import time
+
+    from fewstep.metalearning.memory import memory_needed
+
+    _warm(workload, strategy)
+    learner, batch = _problem(workload, strategy, changes)
+    started = time.perf_counter()
+    need = memory_needed(learner, batch)
+    return {"bytes": need.bytes, "strategy": need.strategy, "seconds": time.perf_counter() - started}
+
+
+def difference(workload: str, dtype: str, **changes: Any) -> dict[str, Any]:
+    """The largest relative difference of a tensor of the gradient between recompute and loop."""
+    from benchmarks.network import distance
+
+    learner, batch = _problem(workload, "loop", changes, dtype)
+    loop, ours = (learner.meta_gradient(batch, strategy=s).gradients for s in ("loop", "recompute"))
+    return {"distance": distance(ours, loop)}
+
+
+def evaluation(count: int) -> dict[str, Any]:
+    """What evaluating on some strokes takes: 5-way 1-shot, Conv4-8, MAML++ with 5 steps."""
+    import fewstep
+    from fewstep.models import Conv4
+
+    tasks = fewstep.strokes().tasks(5)
+    learner = fewstep.Learner(Conv4(5, filters=8), fewstep.preset("maml++"))
+    fewstep.evaluate(learner, tasks, count=8)
+    return {"bytes": _held(lambda: fewstep.evaluate(learner, tasks, count=count))}
+
+
+QUESTIONS = {"truth": truth, "foreseen": foreseen, "difference": difference, "evaluation": evaluation}
+
+
+def child(question: str) -> None:
+    from fewstep.cli.machine import prepare
+
+    prepare(1)
+    asked = json.loads(question)
+    print(json.dumps(QUESTIONS[asked.pop("do")](**asked)))
+
+
+# --- asking ----------------------------------------------------------------------------------------------------------
+
+
+def ask(do: str, **arguments: Any) -> dict[str, Any]:
+    """The answer of a fresh process."""
+    question = json.dumps({"do": do, **arguments})
+    print(question, file=sys.stderr, flush=True)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "benchmarks.memory", "child", question]
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environment).stdout)
+
+
+def several(do: str, repeats: int, **arguments: Any) -> dict[str, Any]:
+    """The median of fresh processes, and all of them."""
+    answers = [ask(do, **arguments) for _ in range(repeats)]
+    each = [answer["bytes"] for answer in answers]
+    return {**answers[-1], "bytes": statistics.median_low(each), "each": each}
+
+
+def by_steps(repeats: int) -> list[dict[str, Any]]:
+    """One task of W1 at more and more inner steps."""
+    found = []
+    for steps in STEPS:
+        shapes: dict[str, Any] = {"workload": "W1", "tasks": 1, "steps": steps}
+        peaks = {s: several("truth", repeats, strategy=s, passes=1, **shapes) for s in ("loop", "recompute")}
+        off = {dtype: ask("difference", dtype=dtype, **shapes)["distance"] for dtype in ("float32", "float64")}
+        found.append({"steps": steps, **peaks, "difference": off})
+    return found
+
+
+def needs(repeats: int, only: list[str]) -> list[dict[str, Any]]:
+    """Estimate and truth of the workloads, by strategy."""
+    found = []
+    for name in only:
+        auto = ask("foreseen", workload=name, strategy="auto")["strategy"]
+        for strategy in SENSIBLE[name]:
+            times = repeats if name not in ("W5", "W6") else 1
+            estimate = several("foreseen", times, workload=name, strategy=strategy)
+            true = several("truth", times, workload=name, strategy=strategy)
+            found.append({"workload": name, "strategy": strategy, "auto": strategy == auto, "estimate": estimate,
+                          "truth": true})  # fmt: skip
+    return found
+
+
+def main(arguments: list[str] | None = None) -> None:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["child"]:
+        return child(arguments[1])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.memory", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--parts", nargs="*", choices=PARTS, default=list(PARTS), help="none: only the page")
+    parser.add_argument("--only", nargs="+", choices=SENSIBLE, default=list(SENSIBLE), help="workloads of `needs`")
+    parser.add_argument("--repeats", type=int, default=REPEATS, help=f"processes for a figure (default {REPEATS})")
+    parser.add_argument("--json", type=Path, metavar="PATH", help="write what was measured; parts not asked for stay")
+    parser.add_argument("--table", type=Path, metavar="PATH", help="write the tables between the marks of a document")
+    asked = parser.parse_args(arguments)
+
+    from benchmarks.__main__ import machine
+    from benchmarks.memory_page import draw, markdown
+    from benchmarks.table import write
+
+    old = json.loads(asked.json.read_text()) if asked.json and asked.json.is_file() else {}
+    results = {**old, "machine": machine()} if asked.parts else old
+    parts: dict[str, Callable[[], Any]] = {
+        "steps": lambda: by_steps(asked.repeats),
+        "needs": lambda: needs(asked.repeats, asked.only),
+        "evaluation": lambda: [{"tasks": n, **several("evaluation", asked.repeats, count=n)} for n in TASKS],
+    }
+    for part in asked.parts:
+        found = parts[part]()
+        if part == "needs":
+            found = [e for e in old.get(part, []) if e["workload"] not in asked.only] + found
+        results[part] = found
+        if asked.json:
+            asked.json.write_text(json.dumps(results, indent=1) + "\n")
+    print(markdown(results))
+    if asked.table:
+        write(asked.table, markdown(results))
+        if "steps" in results:
+            draw(results["steps"], asked.table.parent / "performance" / "memory.svg")
+    return None
+
+
+if __name__ == "__main__":
+    main()
