@@ -1,4 +1,4 @@
-"""Memory of the meta-gradient: flat in the inner steps, foreseen before a training, and none for more tasks to evaluate.
+"""Memory: flat in the inner steps, foreseen before a training, no more of it for evaluating on more tasks.
 
 python -m benchmarks.memory --json results/memory.json --table docs/memory.md     a quarter of an hour or more
 python -m benchmarks.memory --parts steps                                         a part of it
@@ -23,7 +23,7 @@ PARTS = ("steps", "needs", "evaluation")
 STEPS = (1, 5, 20, 50)
 REPEATS = 3  # fresh processes for a figure: where a heap begins is drawn anew for each
 SENSIBLE = {
-    **{name: ("loop", "vectorized", "recompute") for name in ("W1", "W2", "W3", "W4")},
+    **dict.fromkeys(("W1", "W2", "W3", "W4"), ("loop", "vectorized", "recompute")),
     **dict.fromkeys(("W5", "W6"), ("loop", "recompute")),
 }
 TASKS = (10, 100, 1000)

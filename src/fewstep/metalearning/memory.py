@@ -96,18 +96,22 @@ def _peak(tried: Learner, batch: TaskBatch, available: int | None) -> int:
     """The peak of a task, or of two where they are held at once, at all inner steps."""
     method, steps, few = tried.method, tried.method.steps, batch[:MEASURED]
     progress = heaviest(method)
-    measure = measure_of(tried.device)
+
+    def take(count: int) -> None:
+        tried.method = method.replace(steps=count)
+        tried.meta_gradient(few, progress)
 
     def peak(count: int) -> int:
-        tried.method = method.replace(steps=count)
-        return measure(lambda: tried.meta_gradient(few, progress))
+        return measure(lambda: take(count))
 
+    take(min(steps, 1))  # what libraries load when first used is no task's
+    measure = measure_of(tried.device)
     if available is not None and steps > 1 and tried.chosen_strategy(batch) != "recompute":
-        count, found = 1, peak(1)  # a graph grows with its steps, at most in proportion
-        while found * steps > available // 2 * count:
-            if found * 2 > available // 2:
-                return found * steps // count
-            count = min(2 * count, steps)
+        least, count, found = 0, 1, peak(1)
+        while found * steps > available * count:  # a graph grows at most in proportion to its steps
+            if found * 2 > available:
+                return found + (found - least) * (steps - count) // (count - count // 2)
+            least, count = found, min(2 * count, steps)
             found = peak(count)
     started = time.perf_counter()
     for _ in range(len(batch)):
