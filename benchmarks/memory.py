@@ -12,7 +12,7 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,8 @@ from benchmarks.workloads import WORKLOADS
 PARTS = ("steps", "needs", "evaluation")
 STEPS = (1, 5, 20, 50)
 REPEATS = 3  # fresh processes for a figure: where a heap begins is drawn anew for each
-SENSIBLE = {
-    **dict.fromkeys(("W1", "W2", "W3", "W4"), ("loop", "vectorized", "recompute")),
-    **dict.fromkeys(("W5", "W6"), ("loop", "recompute")),
-}
+STRATEGIES = ("loop", "vectorized", "recompute")
+SENSIBLE = {**dict.fromkeys(("W1", "W2", "W3", "W4"), STRATEGIES), **dict.fromkeys(("W5", "W6"), STRATEGIES[::2])}
 TASKS = (10, 100, 1000)
 
 
@@ -63,19 +61,19 @@ def _held(work: Callable[[], None]) -> int:
     return _status("VmHWM") - before
 
 
-def truth(workload: str, strategy: str, passes: int = 3, **changes: Any) -> dict[str, Any]:
+def truth(workload: str, strategy: str, passes: int = 2, **changes: Any) -> dict[str, Any]:
     """What building a learner and some meta-gradients take."""
     _warm(workload, strategy)
     chosen = []
 
     def work() -> None:
         learner, batch = _problem(workload, strategy, changes)
-        chosen.append(learner.chosen_strategy(batch))
+        chosen.extend((learner.chosen_strategy(batch), learner.chosen_strategy(batch, "auto")))
         for _ in range(passes):
             result = learner.meta_gradient(batch)
         del result
 
-    return {"bytes": _held(work), "strategy": chosen[0]}
+    return {"bytes": _held(work), "strategy": chosen[0], "auto": chosen[1]}
 
 
 def foreseen(workload: str, strategy: str, **changes: Any) -> dict[str, Any]:
@@ -141,29 +139,36 @@ def several(do: str, repeats: int, **arguments: Any) -> dict[str, Any]:
     return {**answers[-1], "bytes": statistics.median_low(each), "each": each}
 
 
-def by_steps(repeats: int) -> list[dict[str, Any]]:
+def by_steps(repeats: int) -> Iterator[dict[str, Any]]:
     """One task of W1 at more and more inner steps."""
-    found = []
     for steps in STEPS:
         shapes: dict[str, Any] = {"workload": "W1", "tasks": 1, "steps": steps}
         peaks = {s: several("truth", repeats, strategy=s, passes=1, **shapes) for s in ("loop", "recompute")}
         off = {dtype: ask("difference", dtype=dtype, **shapes)["distance"] for dtype in ("float32", "float64")}
-        found.append({"steps": steps, **peaks, "difference": off})
-    return found
+        yield {"steps": steps, **peaks, "difference": off}
 
 
-def needs(repeats: int, only: list[str]) -> list[dict[str, Any]]:
+def needs(repeats: int, only: list[str], strategies: list[str]) -> Iterator[dict[str, Any]]:
     """Estimate and truth of the workloads, by strategy."""
-    found = []
     for name in only:
-        auto = ask("foreseen", workload=name, strategy="auto")["strategy"]
-        for strategy in SENSIBLE[name]:
-            times = repeats if name not in ("W5", "W6") else 1
-            estimate = several("foreseen", times, workload=name, strategy=strategy)
-            true = several("truth", times, workload=name, strategy=strategy)
-            found.append({"workload": name, "strategy": strategy, "auto": strategy == auto, "estimate": estimate,
-                          "truth": true})  # fmt: skip
-    return found
+        for strategy in (s for s in SENSIBLE[name] if s in strategies):
+            estimate, true = (several(do, repeats, workload=name, strategy=strategy) for do in ("foreseen", "truth"))
+            auto = true.pop("auto") == strategy
+            yield {"workload": name, "strategy": strategy, "auto": auto, "estimate": estimate, "truth": true}
+
+
+def evaluations(repeats: int) -> Iterator[dict[str, Any]]:
+    for count in TASKS:
+        yield {"tasks": count, **several("evaluation", repeats, count=count)}
+
+
+def merged(found: list[dict[str, Any]], entry: dict[str, Any]) -> list[dict[str, Any]]:
+    """The entries with a new one in the place of the one that it repeats, in order."""
+
+    def key(e: dict[str, Any]) -> tuple[Any, ...]:
+        return tuple(e.get(name) for name in ("steps", "workload", "strategy", "tasks") if name in e)
+
+    return sorted([e for e in found if key(e) != key(entry)] + [entry], key=key)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -175,6 +180,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--parts", nargs="*", choices=PARTS, default=list(PARTS), help="none: only the page")
     parser.add_argument("--only", nargs="+", choices=SENSIBLE, default=list(SENSIBLE), help="workloads of `needs`")
+    parser.add_argument("--strategies", nargs="+", choices=STRATEGIES, default=list(STRATEGIES), help="of `needs`")
     parser.add_argument("--repeats", type=int, default=REPEATS, help=f"processes for a figure (default {REPEATS})")
     parser.add_argument("--json", type=Path, metavar="PATH", help="write what was measured; parts not asked for stay")
     parser.add_argument("--table", type=Path, metavar="PATH", help="write the tables between the marks of a document")
@@ -186,18 +192,16 @@ def main(arguments: list[str] | None = None) -> None:
 
     old = json.loads(asked.json.read_text()) if asked.json and asked.json.is_file() else {}
     results = {**old, "machine": machine()} if asked.parts else old
-    parts: dict[str, Callable[[], Any]] = {
+    parts: dict[str, Callable[[], Iterator[dict[str, Any]]]] = {
         "steps": lambda: by_steps(asked.repeats),
-        "needs": lambda: needs(asked.repeats, asked.only),
-        "evaluation": lambda: [{"tasks": n, **several("evaluation", asked.repeats, count=n)} for n in TASKS],
+        "needs": lambda: needs(asked.repeats, asked.only, asked.strategies),
+        "evaluation": lambda: evaluations(asked.repeats),
     }
     for part in asked.parts:
-        found = parts[part]()
-        if part == "needs":
-            found = [e for e in old.get(part, []) if e["workload"] not in asked.only] + found
-        results[part] = found
-        if asked.json:
-            asked.json.write_text(json.dumps(results, indent=1) + "\n")
+        for entry in parts[part]():
+            results[part] = merged(results.get(part, []), entry)
+            if asked.json:
+                asked.json.write_text(json.dumps(results, indent=1) + "\n")
     print(markdown(results))
     if asked.table:
         write(asked.table, markdown(results))
