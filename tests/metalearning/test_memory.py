@@ -85,7 +85,7 @@ def test_nothing_is_changed(strategy):
         torch.nn.Flatten(), torch.nn.Linear(256, 8), torch.nn.BatchNorm1d(8), torch.nn.Dropout(), torch.nn.Linear(8, 3)
     ).double()
     learner = fewstep.Learner(model, fewstep.preset("maml++", steps=2), strategy=strategy)
-    learner.model[3].eval()
+    learner.model[2].eval()
     batch, state, random = images(tasks=3), copy.deepcopy(learner.state_dict()), torch.get_rng_state()
     method, modes = learner.method, [m.training for m in learner.modules()]
     memory_needed(learner, batch)
