@@ -36,9 +36,8 @@ def _needs(found: list[dict[str, Any]]) -> str:
         body.append([
             e["workload"], f"`{e['strategy']}`" + (", by `auto`" if e["auto"] else ""), _spread(e["estimate"]),
             _spread(e["truth"]), f"{ratio:.2f}", "yes" if 0.75 <= ratio <= 1.25 else "no",
-            f"{e['estimate']['seconds']:.1f}",
         ])  # fmt: skip
-    head = ["", "strategy", "estimate, MB", "truth, MB", "estimate / truth", "within 25 %", "seconds"]
+    head = ["", "strategy", "estimate, MB", "truth, MB", "estimate / truth", "within 25 %"]
     return rows(head, *body)
 
 
@@ -53,7 +52,7 @@ def markdown(results: dict[str, Any]) -> str:
     parts = [f"{machine['processor']}, one thread, float32; Python {machine['python']}, {libraries}."]
     if "steps" in results:
         parts += ["## By inner steps: one task of W1, one meta-gradient", _steps(results["steps"]),
-                  "![Peak memory against inner steps: `loop` grows in proportion, `recompute` hardly](performance/memory.svg)"]  # fmt: skip # noqa: E501
+                  "![Peak memory against inner steps, of `loop` and `recompute`](performance/memory.svg)"]  # fmt: skip
     if "needs" in results:
         parts += ["## Estimate and truth", _needs(results["needs"])]
     if "evaluation" in results:
