@@ -40,6 +40,7 @@ def test_training_prints_plain_lines_and_says_what_is_next(run):
     directory, output = run
     assert re.search(r"step 3/6: loss \d.\d+ · query accuracy .*tasks/s · outer rate .*left", output)
     assert re.search(r"epoch 2: validation \d+.\d\d% ± \d+.\d\d% on 4 tasks", output)
+    assert re.search(r"^needs about \d+ MiB of memory\nstep 1/6", output, flags=re.MULTILINE)
     assert "\x1b" not in output
     assert f"next python -m fewstep.cli.main evaluate {directory}" in output
     assert (directory / "report.html").stat().st_size > 1e6

@@ -11,6 +11,7 @@ from tyro.conf import Positional, arg
 from fewstep.cli.choices import Preset
 from fewstep.cli.console import TrainingProgress, console, program
 from fewstep.cli.machine import device, prepare
+from fewstep.cli.memory import memory_line
 from fewstep.cli.options import Budget, BudgetInShort
 from fewstep.metalearning.ranks import Ranks
 from fewstep.reporting.page import write_page
@@ -68,6 +69,9 @@ class Train(TrainInShort):
             console.print(f"{run.directory}: resuming after outer step {run.state()['step']}")
         else:
             console.print(f"{run.directory}: {self.preset} on {choices.data}, seed {self.seed}")
+        meta_batch = budget.filled(learner.method.recipe).tasks
+        if meta_batch and meta_batch > 0 and not (run.exists and run.finished):
+            console.print(memory_line(learner, tasks.train(range(meta_batch)).to(learner.device)))
         try:
             with TrainingProgress() as progress:
                 train(

@@ -15,6 +15,7 @@ from fewstep.metalearning.precision import Precision, products
 from fewstep.metalearning.predictor import Predictor
 from fewstep.metalearning.randomness import rewinder
 from fewstep.metalearning.ranks import Ranks
+from fewstep.metalearning.side_by_side import at_once
 from fewstep.metalearning.strategies import STRATEGIES, Strategy
 from fewstep.metalearning.tree import Tree
 from fewstep.methods import Method
@@ -173,6 +174,10 @@ class Learner(nn.Module):
     @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
+
+    def threads(self, tasks: int) -> int:
+        """How many of a micro-batch's tasks the strategy `loop` has under way at once."""
+        return at_once(tasks, self._forward, self.device)
 
     @property
     def has_batch_norm(self) -> bool:

@@ -34,9 +34,7 @@ def side_by_side(task: Callable[[int], T], count: int, forward: Functional, devi
     if forward.shareable is None and count:  # found out by its first call
         yield task(0)
         start = 1
-    threads = min(torch.get_num_threads(), count - start)
-    watched = _get_current_dispatch_mode() is not None or _get_current_function_mode() is not None
-    if threads < 2 or device.type != "cpu" or watched or not forward.shareable:
+    if at_once(count - start, forward, device) < 2:
         yield from map(task, range(start, count))
         return
     with_gradients = torch.is_grad_enabled()
@@ -46,6 +44,13 @@ def side_by_side(task: Callable[[int], T], count: int, forward: Functional, devi
             return task(index)
 
     yield from _pool(torch.get_num_threads()).map(work, range(start, count))
+
+
+def at_once(count: int, forward: Functional, device: torch.device) -> int:
+    """How many of `count` tasks are under way at once."""
+    watched = _get_current_dispatch_mode() is not None or _get_current_function_mode() is not None
+    alone = device.type != "cpu" or watched or not forward.shareable
+    return 1 if alone else min(torch.get_num_threads(), count)
 
 
 @functools.lru_cache(maxsize=1)
