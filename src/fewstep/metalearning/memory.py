@@ -59,7 +59,9 @@ def memory_needed(
 ) -> Need:
     """What training takes on meta-batches like this one; changes nothing, and lasts as long as two or three tasks.
 
-        bytes = fixed + each · (tasks at once),   tasks at once: under `vectorized` all or a micro-batch, under `loop` one a thread
+        bytes = fixed + each · (tasks at once)
+
+    Held at once are under `vectorized` all tasks or a micro-batch, under `loop` one a thread, otherwise one.
 
     Measured at the moment of the training that takes most: second order, most query passes.
 
