@@ -9,6 +9,7 @@ import contextlib
 import copy
 import itertools
 import threading
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -73,6 +74,26 @@ def _whole(x: Any) -> Any:
     """What autocast rounded in float32 again; anything else as it is."""
     rounded = isinstance(x, Tensor) and x.dtype == torch.bfloat16 and torch.is_autocast_enabled(x.device.type)
     return x.float() if rounded else x
+
+
+class _Slot(NamedTuple):
+    """Where a twin looks for a tensor, and the name that the tensor goes by: tied ones go by their first."""
+
+    tensors: dict[str, Tensor | None]
+    key: str
+    name: str
+    empty: Tensor
+
+
+def _slots(twin: nn.Module) -> Iterator[_Slot]:
+    """Every place of a parameter or buffer. `torch.func.functional_call` works them out anew at every call."""
+    first: dict[int, str] = {}
+    for prefix, module in twin.named_modules(remove_duplicate=False):
+        for tensors in (module._parameters, module._buffers):
+            for key, tensor in tensors.items():
+                if tensor is not None:
+                    name = first.setdefault(id(tensor), f"{prefix}.{key}" if prefix else key)
+                    yield _Slot(tensors, key, name, tensor)
 
 
 def _on_meta(tensor: Tensor) -> Tensor:
@@ -145,6 +166,7 @@ class Functional:
         if not hasattr(mine, "twin"):
             mine.twin, mine.training = copy.deepcopy(self.twin), None
             mine.norms = [module for module in mine.twin.modules() if isinstance(module, _ValueNorm)]
+            mine.slots = list(_slots(mine.twin))
         if mine.training != self._training:
             mine.training = self._training
             for module, training in zip(mine.twin.modules(), self._training, strict=True):
@@ -169,7 +191,7 @@ class Functional:
         seen: Statistics = {}
         inputs = x if isinstance(x, tuple) else (x,)
         twin = self._mine()
-        norms = self._local.norms
+        norms, slots = self._local.norms, self._local.slots
         with contextlib.ExitStack() as inside:
             if self._attention is not False:
                 inside.enter_context(self._lock)  # the choice of kernels is the whole process's
@@ -180,8 +202,12 @@ class Functional:
             for norm in norms:
                 norm.given, norm.seen, norm.differentiable = given, seen, differentiable
             try:
-                output = tree_map(_whole, torch.func.functional_call(twin, parameters, inputs))
+                for slot in slots:
+                    slot.tensors[slot.key] = parameters.get(slot.name, slot.empty)
+                output = tree_map(_whole, twin(*inputs))
             finally:
+                for slot in slots:
+                    slot.tensors[slot.key] = slot.empty
                 for norm in norms:
                     norm.given, norm.seen = None, {}  # keep no tensor of a task alive
             if before is not None:

@@ -5,10 +5,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import Function
 from torch.nn import functional as F
 
-from fewstep.models.functions import fold, unfold
+from fewstep.models.functions import Quick, fold, unfold
 
 aten = torch.ops.aten
 
@@ -60,7 +59,7 @@ class _Geometry:
     groups: int = 1
 
 
-class _Grouped(Function):
+class _Grouped(Quick):
     """An autograd function of maps (N, C, *), filters and vectors (C,), the last argument its geometry.
 
     Under vmap tasks are groups of channels, as in `Channelwise`, whose maps then need no copy. Filters are known by

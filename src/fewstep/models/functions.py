@@ -9,17 +9,37 @@ from torch import Tensor
 from torch.autograd import Function
 
 
-class Channelwise(Function):
+class _Positional(inspect.Signature):
+    """The signature of a function that is called with positional arguments alone: there is nothing to bind."""
+
+    def bind(self, *args: Any, **_: Any) -> Any:
+        return _Bound(args)
+
+
+class _Bound:
+    def __init__(self, args: tuple):
+        self.args, self.kwargs = args, {}  # type: ignore[var-annotated]
+
+    def apply_defaults(self) -> None:
+        """There are none."""
+
+
+class Quick(Function):
+    """An autograd function called with positional arguments: torch binds them at every call, which takes longer than a
+    small map does.
+    """
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls.forward.__signature__ = _Positional()  # type: ignore[attr-defined]
+
+
+class Channelwise(Quick):
     """An autograd function of maps (N, C, *) and vectors (C,) that treats every channel alone.
 
     Under vmap, tasks are then only more channels: one call serves them all, each with its own statistics. A grouped
     convolution returns its maps as (N, T, C, *), so nothing is copied between the layers of a network.
     """
-
-    def __init_subclass__(cls) -> None:
-        super().__init_subclass__()
-        # Torch asks for the signature at every call; working it out anew takes longer than a small map.
-        cls.forward.__signature__ = inspect.signature(cls.forward)  # type: ignore[attr-defined]
 
     @classmethod
     def vmap(cls, info: Any, in_dims: Any, *inputs: Any) -> Any:
