@@ -15,6 +15,10 @@ from fewstep.methods import PRESETS, Method, differences, preset
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "methods.md"
 COST = ROOT / "results" / "cost.json"
+COMPARISONS = {  # what `fewstep compare` wrote, and what was compared on
+    "strokes, 5-way 1-shot": ROOT / "results" / "strokes-5w1s-every-preset.json",
+    "Omniglot, 5-way 1-shot": ROOT / "results" / "omniglot-5w1s-three-presets.json",
+}
 
 HEAD = """# Methods
 
@@ -50,7 +54,23 @@ def measured(name: str) -> list[str]:
     if entry := cost.get("presets", {}).get(name):
         ratio = f"**{entry['ratio']:.2f}** times `maml`'s ({entry['low']:.2f} to {entry['high']:.2f})"
         lines.append(f"Measured: an outer step takes {ratio}; {cost['what']}.")
+    for tasks, path in COMPARISONS.items():
+        found = read(path)
+        for entry in (e for e in found.get("entries", []) if e["name"] == name):
+            lines += ["", f"Measured on {tasks}: {accuracy(entry, found)}; [all rows](../results/README.md)."]
     return lines
+
+
+def accuracy(entry: dict[str, Any], found: dict[str, Any]) -> str:
+    """A row of a comparison in words: value, interval, spread over seeds, difference to the first row."""
+    length = entry["runs"][0]["config"]["training"]
+    said = f"**{entry['value']:.1%}** ± {entry['interval95']:.1%} over {found['count']} test tasks after "
+    said += f"{length['epochs'] * length['iterations']} outer steps of {length['meta_batch']} tasks, mean of "
+    said += f"{len(entry['seeds'])} seeds with a standard deviation of {entry['spread']:.1%}"
+    if entry["difference"] is not None:
+        points = f"{100 * entry['difference']:+.1f} ± {100 * entry['difference_interval95']:.1f} points"
+        said += f", {points} to `{found['entries'][0]['name']}`"
+    return said
 
 
 def text(docstring: str) -> list[str]:
