@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fewstep.errors import BadInput
+from fewstep.models.convolution import Conv2d
 from fewstep.models.max_pool import max_pool
 
 
@@ -16,9 +17,9 @@ class Block(nn.Module):
     def __init__(self, channels: int, width: int, negative_slope: float) -> None:
         super().__init__()
         inputs = (channels, width, width)
-        self.convs = nn.ModuleList(nn.Conv2d(i, width, 3, padding=1, bias=False) for i in inputs)
+        self.convs = nn.ModuleList(Conv2d(i, width, 3, padding=1, bias=False) for i in inputs)
         self.norms = nn.ModuleList(nn.BatchNorm2d(width, track_running_stats=False) for _ in inputs)
-        self.shortcut = nn.Conv2d(channels, width, 1, bias=False)
+        self.shortcut = Conv2d(channels, width, 1, bias=False)
         self.shortcut_norm = nn.BatchNorm2d(width, track_running_stats=False)
         self.negative_slope = negative_slope
 
