@@ -52,13 +52,13 @@ def _warm(workload: str, strategy: str) -> None:
 
 
 def _held(work: Callable[[], None]) -> int:
-    from benchmarks.worker import _status, forget_peak, give_back
+    from benchmarks.worker import forget_peak, give_back, status
 
     give_back()
-    before = _status("VmRSS")
+    before = status("VmRSS")
     forget_peak()
     work()
-    return _status("VmHWM") - before
+    return status("VmHWM") - before
 
 
 def truth(workload: str, strategy: str, passes: int = 2, **changes: Any) -> dict[str, Any]:

@@ -67,7 +67,7 @@ def test_predictions_have_the_dtype_of_the_model():
 def test_it_trains(tmp_path):
     made, score = learner("fomaml", "bf16", steps=2), {"count": 40, "every_step": False, "per_query": False}
     before = fewstep.evaluate(made, TASKS, **score).accuracy
-    fewstep.train(made, TASKS, tmp_path, epochs=1, iterations=40, meta_batch=2, validation_tasks=4)
+    fewstep.train(made, TASKS, tmp_path, epochs=1, iterations=120, meta_batch=2, validation_tasks=4)
     assert fewstep.evaluate(made, TASKS, **score).accuracy > before + 0.08
 
 

@@ -165,7 +165,7 @@ class _Normalise(Channelwise):
     def forward(
         x: Tensor, weight: Tensor, bias: Tensor, kept: Tensor | None, _at: Tensor | None, eps: float
     ) -> tuple[Tensor, Tensor, Tensor]:
-        mean, var = aten.batch_norm_update_stats(x, None, None, 0.0)
+        mean, var = _moments(x)
         rstd = torch.rsqrt(var + eps)
         scale = weight * rstd
         values = x if kept is None else kept
@@ -264,6 +264,11 @@ def _plain_first(a: Tensor, x: Tensor, weight: Tensor, at: Tensor | None, eps: f
     count = x.numel() // x.shape[1]
     dx = a - _channels(d_bias / count, x) - normalised * _channels(d_weight / count, x)
     return dx * _channels(weight * torch.rsqrt(var + eps), x), d_weight, d_bias
+
+
+def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """As `batch_statistics`, which on a CPU takes ten times as long with channels last."""
+    return aten.batch_norm_update_stats(x, None, None, 0.0) if x.device.type == "cpu" else batch_statistics(x)
 
 
 def _sums(u: Tensor, x: Tensor, centre: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:

@@ -36,8 +36,9 @@ class Conv2d(nn.Conv2d):
             # The compiler of torch drops a function's own derivatives: pytorch issue 193279.
             return F.conv2d(x, self.weight, self.bias, stride, padding)
         weight, bias = self.weight, self.bias
-        if torch.is_autocast_enabled(x.device.type):  # derivatives are taken outside of it
-            dtype = torch.get_autocast_dtype(x.device.type)
+        device = x.device.type
+        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)  # derivatives are taken outside of autocast
             x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
         return _Convolve.apply(x, weight, bias, _Geometry(stride, padding))
 
