@@ -49,7 +49,7 @@ def vectors(tasks=5):
 
 
 @pytest.mark.parametrize("method", ["maml", "fomaml", "maml++", "sharp-maml-both"])
-@pytest.mark.parametrize("tasks", [2, 5])
+@pytest.mark.parametrize("tasks", [2, 3])
 def test_threads_change_no_bit(threads, method, tasks):
     y = torch.arange(3).expand(tasks, 3)
     batch = fewstep.TaskBatch(torch.randn(tasks, 3, 1, 16, 16), y, torch.randn(tasks, 3, 1, 16, 16), y)
@@ -57,7 +57,6 @@ def test_threads_change_no_bit(threads, method, tasks):
     results = []
     for count in (1, 2, 3):
         threads(count)
-        learner.meta_gradient(batch, 1.0)
         results.append(learner.meta_gradient(batch, 1.0))
     for other in results[1:]:
         assert torch.equal(other.task_losses, results[0].task_losses)
