@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_map
 
@@ -21,7 +22,8 @@ from fewstep.errors import BadInput
 from fewstep.metalearning.attention import AttentionWatch, math_attention
 from fewstep.metalearning.precision import half
 from fewstep.metalearning.second_derivative import SecondDerivativeProbe
-from fewstep.models.batch_norm import PooledBatchNorm, apply_statistics, batch_statistics, normalise
+from fewstep.models.batch_norm import apply_statistics, batch_statistics, normalise
+from fewstep.models.block import PooledBatchNorm, block, fuses
 from fewstep.models.max_pool import max_pool
 
 NORMS = (_BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.modules.instancenorm._InstanceNorm, nn.RMSNorm)
@@ -62,6 +64,15 @@ class _ValueNorm(nn.Module):
             y = self._by(mean, var, x)
         else:
             y, mean, var = normalise(x, self.weight, self.bias, self.eps, self.pool)
+        self.seen[self.name] = Moments(mean, var)
+        return y
+
+    def after(self, convolution: nn.Conv2d, x: Tensor, slope: float) -> Tensor:
+        """As `PooledBatchNorm.after`."""
+        if self.given is not None or self.differentiable or not fuses(convolution, x):
+            return F.leaky_relu(self(convolution(x)), slope)
+        y, mean, var = block(x, convolution.weight, self.weight, self.bias, self.eps, slope)
+        mean = mean if convolution.bias is None else mean + convolution.bias.detach()
         self.seen[self.name] = Moments(mean, var)
         return y
 

@@ -4,34 +4,13 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fewstep.errors import BadInput
 from fewstep.models.functions import Channelwise, layout, pick, place
 from fewstep.models.max_pool import SIZE, max_pool
 
 aten = torch.ops.aten
-
-
-class PooledBatchNorm(nn.BatchNorm2d):
-    """Batch norm, then max-pooling 2×2, in a third of the passes over the maps that the two take apart.
-
-        y = max over 2×2 of γ x̂ + β
-
-    An affine map keeps or turns the order of numbers, so the pixels that stay are known before anything is normalised,
-    and only they are. Parameters and buffers are those of `torch.nn.BatchNorm2d`.
-
-    Shapes: (N, C, H, W) -> (N, C, H // 2, W // 2).
-
-    Example:
-        >>> PooledBatchNorm(3, track_running_stats=False)(torch.randn(4, 3, 9, 8)).shape
-        torch.Size([4, 3, 4, 4])
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.track_running_stats:  # torch keeps them; the twin of a `Learner` does without
-            return max_pool(super().forward(x))
-        return normalise(x, self.weight, self.bias, self.eps, pool=True)[0]
 
 
 def normalise(
@@ -49,7 +28,7 @@ def normalise(
         weight: γ (C,); None for ones.
         bias: β (C,); None for zeros.
         eps: ε, added to the variance.
-        pool: keep the largest y of every 2×2 pixels of maps (N, C, H, W); see `PooledBatchNorm`.
+        pool: keep the largest y of every 2×2 pixels of maps (N, C, H, W); see `fewstep.models.block`.
 
     Returns:
         y (N, C, *), μ (C,) and the biased variance σ² (C,); no gradient flows through the statistics.

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fewstep.errors import BadInput, unknown
-from fewstep.models.batch_norm import PooledBatchNorm
+from fewstep.models.block import PooledBatchNorm
 from fewstep.models.convolution import Conv2d
 
 
@@ -19,9 +19,12 @@ class Block(nn.Module):
         self.conv = Conv2d(channels, filters, 3, stride=1 if pool else 2, padding=1)
         norm = PooledBatchNorm if pool else nn.BatchNorm2d  # the activation never decreases: it commutes with pooling
         self.norm = norm(filters, track_running_stats=False)
+        self.pool = pool
         self.negative_slope = negative_slope
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.pool:
+            return self.norm.after(self.conv, x, self.negative_slope)
         return F.leaky_relu(self.norm(self.conv(x)), self.negative_slope)
 
 

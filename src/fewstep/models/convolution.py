@@ -40,7 +40,7 @@ class Conv2d(nn.Conv2d):
         if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
             dtype = torch.get_autocast_dtype(device)  # derivatives are taken outside of autocast
             x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-        return _Convolve.apply(x, weight, bias, _Geometry(stride, padding))
+        return _Convolve.apply(x, weight, bias, Geometry(stride, padding))
 
 
 # With cotangents a of y, and then (u, u_W, u_b) of the first gradient:
@@ -52,7 +52,7 @@ class Conv2d(nn.Conv2d):
 
 
 @dataclass(frozen=True)
-class _Geometry:
+class Geometry:
     """How filters move, and into how many groups channels fall."""
 
     stride: list[int]
@@ -60,7 +60,7 @@ class _Geometry:
     groups: int = 1
 
 
-class _Grouped(Quick):
+class Grouped(Quick):
     """An autograd function of maps (N, C, *), filters and vectors (C,), the last argument its geometry.
 
     Under vmap tasks are groups of channels, as in `Channelwise`, whose maps then need no copy. Filters are known by
@@ -101,13 +101,13 @@ def _fold_filters(t: Tensor, dim: int | None, tasks: int) -> Tensor:
     return (t.expand(tasks, *t.shape) if dim is None else t.movedim(dim, 0)).flatten(0, 1)
 
 
-class _Convolve(_Grouped):
+class _Convolve(Grouped):
     """(x, W, b) -> y."""
 
     filters_in = (1,)
 
     @staticmethod
-    def forward(x: Tensor, weight: Tensor, bias: Tensor | None, at: _Geometry) -> Tensor:
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None, at: Geometry) -> Tensor:
         return _convolution(x, weight, bias, at)
 
     @staticmethod
@@ -121,13 +121,13 @@ class _Convolve(_Grouped):
         return *_First.apply(a, *ctx.saved_tensors, wanted, ctx.at), None
 
 
-class _First(_Grouped):
+class _First(Grouped):
     """(a, x, W) -> dx, dW, db, those that are wanted."""
 
     filters_in, filters_out = (2,), (1,)
 
     @staticmethod
-    def forward(a: Tensor, x: Tensor, weight: Tensor, wanted: str, at: _Geometry) -> tuple[Tensor | None, ...]:
+    def forward(a: Tensor, x: Tensor, weight: Tensor, wanted: str, at: Geometry) -> tuple[Tensor | None, ...]:
         return _gradients(a, x, weight, wanted, at)
 
     @staticmethod
@@ -142,7 +142,7 @@ class _First(_Grouped):
         return *_Second.apply(*cotangents, *ctx.saved_tensors, wanted, ctx.at), None, None
 
 
-class _Second(_Grouped):
+class _Second(Grouped):
     """(u, u_W, u_b) -> their pull-back to (a, x, W), where it is wanted."""
 
     filters_in, filters_out = (1, 5), (2,)
@@ -174,7 +174,7 @@ class _Second(_Grouped):
 
 def _second(
     u: Tensor | None, u_weight: Tensor | None, u_bias: Tensor | None,
-    a: Tensor, x: Tensor, weight: Tensor, wanted: str, at: _Geometry,
+    a: Tensor, x: Tensor, weight: Tensor, wanted: str, at: Geometry,
 ) -> tuple[Tensor | None, ...]:  # fmt: skip
     g_a = g_x = g_weight = None
     if wanted[0] == "1":
@@ -201,11 +201,11 @@ def _side_by_side(u: Tensor, x: Tensor, groups: int) -> Tensor:
     return both.flatten(3).permute(0, 3, 1, 2)
 
 
-def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None, at: _Geometry) -> Tensor:
+def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None, at: Geometry) -> Tensor:
     return aten.convolution(x, weight, bias, at.stride, at.padding, [1, 1], False, [0, 0], at.groups)
 
 
-def _gradients(a: Tensor, x: Tensor, weight: Tensor, wanted: str, at: _Geometry) -> tuple[Tensor | None, ...]:
+def _gradients(a: Tensor, x: Tensor, weight: Tensor, wanted: str, at: Geometry) -> tuple[Tensor | None, ...]:
     mask = [flag == "1" for flag in wanted]
     return aten.convolution_backward(
         a, x, weight, [len(weight)], at.stride, at.padding, [1, 1], False, [0, 0], at.groups, mask

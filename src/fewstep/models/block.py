@@ -1,0 +1,197 @@
+"""Convolution, batch norm, max-pooling and activation as one function with two derivatives in closed form."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fewstep.models import native
+from fewstep.models.batch_norm import apply_statistics, batch_statistics, normalise
+from fewstep.models.convolution import Geometry, Grouped
+from fewstep.models.max_pool import max_pool
+
+WHOLE = Geometry([1, 1], [1, 1])
+
+
+class PooledBatchNorm(nn.BatchNorm2d):
+    """Batch norm, then max-pooling 2×2, in a third of the passes over the maps that the two take apart.
+
+        y = max over 2×2 of γ x̂ + β
+
+    An affine map keeps or turns the order of numbers, so the pixels that stay are known before anything is normalised,
+    and only they are. Parameters and buffers are those of `torch.nn.BatchNorm2d`.
+
+    Shapes: (N, C, H, W) -> (N, C, H // 2, W // 2).
+
+    Example:
+        >>> PooledBatchNorm(3, track_running_stats=False)(torch.randn(4, 3, 9, 8)).shape
+        torch.Size([4, 3, 4, 4])
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.track_running_stats:  # torch keeps them; the twin of a `Learner` does without
+            return max_pool(super().forward(x))
+        return normalise(x, self.weight, self.bias, self.eps, pool=True)[0]
+
+    def after(self, convolution: nn.Conv2d, x: Tensor, slope: float) -> Tensor:
+        """LeakyReLU of the pooled norm of a convolution; one function where kernels take it."""
+        if self.track_running_stats or not fuses(convolution, x):
+            return F.leaky_relu(self(convolution(x)), slope)
+        return block(x, convolution.weight, self.weight, self.bias, self.eps, slope)[0]
+
+
+def fuses(convolution: nn.Conv2d, x: Tensor) -> bool:
+    """Whether `block` can stand for a convolution of x and what comes after it."""
+    plain = convolution.kernel_size == (3, 3) and convolution.stride == (1, 1) and convolution.padding == (1, 1)
+    return plain and min(x.shape[2:]) > 1 and native.takes(x, convolution.out_channels)
+
+
+def block(
+    x: Tensor, filters: Tensor, weight: Tensor, bias: Tensor, eps: float, slope: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """LeakyReLU(max-pool(norm(W ∗ x))), where `native.takes` x: a call for what is a dozen operators otherwise.
+
+    The bias of a convolution has no place in it: batch norm takes it away, and its gradient is zero.
+
+    Args:
+        x: (N, C, H, W).
+        filters: W (F, C, 3, 3).
+        weight, bias: γ and β (F,) of the norm.
+        eps: ε, added to the variance.
+        slope: of the activation below zero.
+
+    Returns:
+        y (N, F, H // 2, W // 2), the mean (F,) and the biased variance (F,) of W ∗ x, which carry no gradient.
+
+    Example:
+        >>> block(torch.randn(5, 1, 8, 8), torch.randn(8, 1, 3, 3), torch.ones(8), torch.zeros(8), 1e-5, 0.01)[0].shape
+        torch.Size([5, 8, 4, 4])
+    """
+    weight = x.new_ones(len(filters)) if weight is None else weight
+    bias = x.new_zeros(len(filters)) if bias is None else bias
+    y, mean, rstd, *_ = _Block.apply(x, filters, weight, bias, eps, slope, WHOLE)
+    return y, mean.detach(), (rstd.detach().pow(-2) - eps).clamp(min=0)
+
+
+# With z = W ∗ x, the gradient a of y and the cotangents u of the first gradient:
+#
+#     dz, dγ, dβ = norm'(a; z, γ),  dx = Wᵀ dz,  dW = dz ⋆ x
+#     u_z = W ∗ u_x + u_W ∗ x
+#     ∂/∂a, g_z, ∂/∂γ = norm''(u_z, u_γ, u_β; a, z, γ)
+#     ∂/∂x = Wᵀ g_z + u_Wᵀ dz,  ∂/∂W = g_z ⋆ x + dz ⋆ u_x
+
+
+class _Block(Grouped):
+    """(x, W, γ, β) -> y and what its derivatives need."""
+
+    filters_in = (1,)
+
+    @staticmethod
+    def forward(
+        x: Tensor, filters: Tensor, weight: Tensor, bias: Tensor, eps: float, slope: float, at: Geometry
+    ) -> tuple[Tensor, ...]:
+        z = native.convolve([(x, filters)], None, at.groups)
+        y, kept, corner, mean, rstd = native.pool_norm(z, weight, bias, eps, slope)
+        return y, mean, rstd, z, kept, corner
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        *tensors, ctx.eps, ctx.slope, ctx.at = inputs
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.save_for_backward(*tensors, *output[1:])
+
+    @staticmethod
+    def backward(ctx: Any, a: Tensor, *_: Any) -> Any:
+        x, filters, weight, bias, mean, rstd, z, kept, corner = ctx.saved_tensors
+        settings = ctx.needs_input_grad[0], ctx.eps, ctx.slope, ctx.at
+        results = _First.apply(a, x, filters, weight, bias, mean, rstd, z, kept, corner, *settings)
+        return *results[:4], None, None, None
+
+
+class _First(Grouped):
+    """(a, x, W, γ) -> dx, dW, dγ, dβ, and dz for the second derivative."""
+
+    filters_in, filters_out = (2,), (1,)
+
+    @staticmethod
+    def forward(
+        a: Tensor, x: Tensor, filters: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor, z: Tensor,
+        kept: Tensor, corner: Tensor, of_x: bool, _eps: float, slope: float, at: Geometry,
+    ) -> tuple[Tensor | None, ...]:  # fmt: skip
+        dz, d_weight, d_bias = native.pool_norm_first(a, z, weight, bias, kept, corner, mean, rstd, slope)
+        dx = native.convolve([(dz, filters)], None, at.groups, turned=True) if of_x else None
+        return dx, native.correlate([(x, dz)], at.groups), d_weight, d_bias, dz
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        *tensors, _, ctx.eps, ctx.slope, ctx.at = inputs
+        ctx.mark_non_differentiable(output[4])
+        ctx.save_for_backward(*tensors, *output[2:])
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor | None) -> Any:
+        settings = ctx.needs_input_grad[1], ctx.eps, ctx.slope, ctx.at
+        results = _Second.apply(*cotangents[:4], *ctx.saved_tensors, *settings)
+        return *results, *[None] * 10
+
+
+class _Second(Grouped):
+    """(u_x, u_W, u_γ, u_β) -> their pull-back to (a, x, W, γ)."""
+
+    filters_in, filters_out = (1, 6), (2,)
+
+    @staticmethod
+    def forward(
+        u_x: Tensor | None, u_filters: Tensor | None, u_weight: Tensor | None, u_bias: Tensor | None, a: Tensor,
+        x: Tensor, filters: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor, z: Tensor, kept: Tensor,
+        corner: Tensor, d_weight: Tensor, d_bias: Tensor, dz: Tensor,
+        of_x: bool, _eps: float, slope: float, at: Geometry,
+    ) -> tuple[Tensor | None, ...]:  # fmt: skip
+        through = [(u_x, filters), (x, u_filters)]
+        pairs = [(maps, by) for maps, by in through if maps is not None and by is not None]
+        u_z = native.convolve(pairs, None, at.groups) if pairs else torch.zeros_like(z)
+        u_weight, u_bias = (torch.zeros_like(mean) if u is None else u for u in (u_weight, u_bias))
+        g_a, g_z, g_weight = native.pool_norm_second(
+            u_z, u_weight, u_bias, a, z, weight, bias, kept, corner, mean, rstd, d_weight, d_bias, slope
+        )
+        g_x = None
+        if of_x:
+            pairs = [(g_z, filters)] if u_filters is None else [(g_z, filters), (dz, u_filters)]
+            g_x = native.convolve(pairs, None, at.groups, turned=True)
+        g_filters = native.correlate([(x, g_z)] if u_x is None else [(x, g_z), (u_x, dz)], at.groups)
+        return g_a, g_x, g_filters, g_weight
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, _output: Any) -> None:
+        *tensors, _, ctx.eps, ctx.slope, ctx.at = inputs
+        ctx.save_for_backward(*tensors[:9])
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor | None) -> Any:
+        # Third derivatives are rare: torch derives them from the plain formula.
+        given = [i for i, t in enumerate(ctx.saved_tensors) if t is not None]
+        wanted = [i for i, c in enumerate(cotangents) if c is not None]
+
+        def first(a: Tensor, *point: Tensor) -> Any:
+            return torch.func.vjp(lambda *p: _plain(*p, ctx.eps, ctx.slope, ctx.at.groups), *point)[1](a)
+
+        def second(*given_tensors: Tensor) -> tuple[Tensor, ...]:
+            inputs = dict(zip(given, given_tensors, strict=True))
+            point = tuple(inputs[i] for i in range(4, 9))
+            outputs, pull_back = torch.func.vjp(first, *point)
+            u = tuple(inputs[i] if i in inputs else torch.zeros_like(output) for i, output in enumerate(outputs))
+            return tuple(pull_back(u)[i] for i in wanted)
+
+        pull_back = torch.func.vjp(second, *(ctx.saved_tensors[i] for i in given))[1]
+        gradients = dict(zip(given, pull_back(tuple(cotangents[i] for i in wanted)), strict=True))
+        return *(gradients.get(i) for i in range(9)), *[None] * 12
+
+
+def _plain(
+    x: Tensor, filters: Tensor, weight: Tensor, bias: Tensor, eps: float, slope: float, groups: int
+) -> Tensor:
+    z = F.conv2d(x, filters, None, padding=1, groups=groups)
+    y = apply_statistics(z, *batch_statistics(z), weight, bias, eps)
+    return F.leaky_relu(F.max_pool2d(y, 2), slope)
