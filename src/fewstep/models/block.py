@@ -100,6 +100,7 @@ class _Block(Grouped):
         *tensors, ctx.eps, ctx.slope, ctx.at = inputs
         ctx.mark_non_differentiable(*output[1:])
         ctx.save_for_backward(*tensors, *output[1:])
+        ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx: Any, a: Tensor, *_: Any) -> Any:
@@ -189,9 +190,7 @@ class _Second(Grouped):
         return *(gradients.get(i) for i in range(9)), *[None] * 12
 
 
-def _plain(
-    x: Tensor, filters: Tensor, weight: Tensor, bias: Tensor, eps: float, slope: float, groups: int
-) -> Tensor:
+def _plain(x: Tensor, filters: Tensor, weight: Tensor, bias: Tensor, eps: float, slope: float, groups: int) -> Tensor:
     z = F.conv2d(x, filters, None, padding=1, groups=groups)
     y = apply_statistics(z, *batch_statistics(z), weight, bias, eps)
     return F.leaky_relu(F.max_pool2d(y, 2), slope)

@@ -1,14 +1,24 @@
-// What a Conv4 spends its time on, for maps with the channels last in memory: 3×3 convolutions and batch norm with
-// max-pooling. Everything is a template of the number type and of the width of a vector register; the loops run over
-// vectors of channels, so the number of channels is a multiple of that width.
-//
-// Convolution is Winograd's F(2×2, 3×3): four pixels for 16 products a channel instead of 36.
-//     Y = Aᵀ [ (G w Gᵀ) ⊙ (Bᵀ x B) ] A          Lavin and Gray, Fast algorithms for convolutional neural networks, 2016
+// What a Conv4 spends its time on, for maps with the channels last in memory: 3×3 convolutions, and batch norm with
+// max-pooling and activation. All is a template of the number type; loops run over vectors of channels, so that the
+// number of channels is a multiple of a vector register's width. Python sees the functions at the end, by ctypes.
 
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
+
+#ifdef _OPENMP
+#include <omp.h>
+#else
+static int omp_get_max_threads() { return 1; }
+static int omp_get_thread_num() { return 0; }
+#endif
+
+#ifdef __AVX512F__
+constexpr int BYTES = 64;  // of a vector register
+#else
+constexpr int BYTES = 32;
+#endif
 
 #define INLINE inline __attribute__((always_inline))
 
@@ -16,15 +26,16 @@ namespace {
 
 using Size = int64_t;
 
-template <class T, int BYTES> struct Code {
+template <class T> struct Kernels {
   typedef T Vec __attribute__((vector_size(BYTES), aligned(sizeof(T)), may_alias));
-  static constexpr Size W = BYTES / sizeof(T);  // numbers in a vector
+  static constexpr Size W = BYTES / sizeof(T);
 
   static INLINE Vec load(const T *p) { return *(const Vec *)p; }
   static INLINE void store(T *p, Vec v) { *(Vec *)p = v; }
 
-  // Memory of this thread that outlives the call.
-  static T *scratch(Size count) {
+  // Memory that outlives the call, of this thread and this purpose.
+  enum Purpose { SHARED, OWN };
+  template <Purpose> static T *scratch(Size count) {
     static thread_local struct Block {
       T *data = nullptr;
       Size size = 0;
@@ -80,7 +91,11 @@ template <class T, int BYTES> struct Code {
     if (j < columns) column<1>(rows, depth, a, row, deep, b + j, ldb, c + j, ldc, add);
   }
 
-  // --- Winograd's transforms -----------------------------------------------------------------------------------------
+  // --- Winograd's convolution F(2×2, 3×3) ----------------------------------------------------------------------------
+  //
+  //     Y = Aᵀ [ (G w Gᵀ) ⊙ (Bᵀ x B) ] A: four pixels for 16 products a channel instead of 36
+  //
+  // Lavin and Gray, Fast algorithms for convolutional neural networks, CVPR 2016.
 
   static constexpr Size TILES = 24;  // at a time: what they need stays in the second-level cache
 
@@ -197,23 +212,16 @@ template <class T, int BYTES> struct Code {
   // Filters (filters, 3, 3, channels) -> (16, channels, filters), or turned: (16, filters, channels)
   static INLINE void filters_in(const T *w, Size filters, Size channels, bool turned, T *out) {
     Size step = filters * channels;
-    Vec u[16];
-    if (turned) {
-      for (Size k = 0; k < filters; k++)
-        for (Size c = 0; c < channels; c += W) {
-          filter_in(w + k * 9 * channels + c, channels, true, u);
-          for (int i = 0; i < 16; i++) store(out + i * step + k * channels + c, u[i]);
-        }
-      return;
-    }
-    T block[16][W][W];  // W channels of W filters
+#pragma omp parallel for
     for (Size k = 0; k < filters; k += W)
       for (Size c = 0; c < channels; c += W) {
+        Vec u[16];
+        T block[16][W][W];  // W channels of W filters
         for (Size l = 0; l < W; l++) {
-          filter_in(w + (k + l) * 9 * channels + c, channels, false, u);
-          for (int i = 0; i < 16; i++) store(block[i][l], u[i]);
+          filter_in(w + (k + l) * 9 * channels + c, channels, turned, u);
+          for (int i = 0; i < 16; i++) store(turned ? out + i * step + (k + l) * channels + c : block[i][l], u[i]);
         }
-        for (int i = 0; i < 16; i++)
+        for (int i = 0; i < 16 && !turned; i++)
           for (Size d = 0; d < W; d++) {
             Vec v;
             for (Size l = 0; l < W; l++) v[l] = block[i][l][d];
@@ -225,9 +233,10 @@ template <class T, int BYTES> struct Code {
   // (16, channels, filters) -> Gᵀ u G, filters (filters, 3, 3, channels)
   static INLINE void filters_out(const T *u, Size filters, Size channels, T *w) {
     Size step = filters * channels;
-    T block[9][W][W];
+#pragma omp parallel for
     for (Size k = 0; k < filters; k += W)
       for (Size c = 0; c < channels; c += W) {
+        T block[9][W][W];
         for (Size d = 0; d < W; d++) {
           const T *from = u + (c + d) * filters + k;
           Vec e[3][4];
@@ -252,65 +261,90 @@ template <class T, int BYTES> struct Code {
 
   // --- convolutions --------------------------------------------------------------------------------------------------
 
+  struct Sizes {
+    Size images, height, width, in, out, groups;
+    Shape shape() const { return {images, height, width}; }
+  };
 
   // y = Σ_p w_p ∗ x_p + bias over `pairs` of maps and filters; turned: the gradient of the maps
-  static INLINE void convolve(Size pairs, const T *const *x, const T *const *w, const T *bias, T *y, Size images, Size height,
-                              Size width, Size in, Size out, Size groups, bool turned) {
-    Shape s{images, height, width};
-    T *filters = scratch(16 * (pairs * in * out + apart(TILES * in) + apart(TILES * out)) + in);
-    T *maps = filters + 16 * pairs * in * out, *sums = maps + 16 * apart(TILES * in), *zeros = sums + 16 * apart(TILES * out);
-    std::fill(zeros, zeros + in, T(0));
-    for (Size g = 0; g < groups; g++) {
+  static INLINE void convolve(Size pairs, const T *const *x, const T *const *w, const T *bias, T *y, Sizes z, bool turned) {
+    const Shape s = z.shape();
+    const Size in = z.in, out = z.out, maps_size = apart(TILES * in), sums_size = apart(TILES * out);
+    T *filters = scratch<SHARED>(16 * pairs * in * out);
+    for (Size g = 0; g < z.groups; g++) {
       for (Size p = 0; p < pairs; p++)
         filters_in(w[p] + g * 9 * in * out, turned ? in : out, turned ? out : in, turned, filters + p * 16 * in * out);
+#pragma omp parallel for schedule(dynamic)
       for (Size first = 0; first < s.tiles(); first += TILES) {
         Size count = std::min(TILES, s.tiles() - first);
+        T *maps = scratch<OWN>(16 * (maps_size + sums_size) + in), *sums = maps + 16 * maps_size, *zeros = sums + 16 * sums_size;
+        std::fill(zeros, zeros + in, T(0));
         for (Size p = 0; p < pairs; p++) {
-          maps_in(s, x[p] + g * in, in, groups * in, first, count, zeros, maps);
+          maps_in(s, x[p] + g * in, in, z.groups * in, first, count, zeros, maps);
           for (Size i = 0; i < 16; i++)
             product(count, out, in, maps + i * apart(count * in), in, 1, filters + (p * 16 + i) * in * out, out,
                     sums + i * apart(count * out), out, p > 0);
         }
-        maps_out(s, sums, out, bias ? bias + g * out : nullptr, y + g * out, groups * out, first, count);
+        maps_out(s, sums, out, bias ? bias + g * out : nullptr, y + g * out, z.groups * out, first, count);
       }
     }
   }
 
-  // dw = a ⋆ x
-  static INLINE void correlate(Size pairs, const T *const *x, const T *const *a, T *dw, Size images, Size height, Size width, Size in, Size out, Size groups) {
-    Shape s{images, height, width};
-    T *filters = scratch(16 * (in * out + apart(TILES * in) + apart(TILES * out)) + in + out);
-    T *maps = filters + 16 * in * out, *gradients = maps + 16 * apart(TILES * in), *zeros = gradients + 16 * apart(TILES * out);
-    std::fill(zeros, zeros + std::max(in, out), T(0));
-    for (Size g = 0; g < groups; g++) {
-      for (Size p = 0; p < pairs; p++)
-        for (Size first = 0; first < s.tiles(); first += TILES) {
-          Size count = std::min(TILES, s.tiles() - first);
-          maps_in(s, x[p] + g * in, in, groups * in, first, count, zeros, maps);
-          gradients_in(s, a[p] + g * out, out, groups * out, first, count, zeros, gradients);
-          for (Size i = 0; i < 16; i++)
-            product(in, out, count, maps + i * apart(count * in), 1, in, gradients + i * apart(count * out), out,
-                    filters + i * in * out, out, first + p > 0);
-        }
-      filters_out(filters, out, in, dw + g * 9 * in * out);
+  // dw = Σ_p a_p ⋆ x_p
+  static INLINE void correlate(Size pairs, const T *const *x, const T *const *a, T *dw, Sizes z) {
+    const Shape s = z.shape();
+    const Size in = z.in, out = z.out, size = 16 * in * out, maps_size = apart(TILES * in), gradients_size = apart(TILES * out);
+    const Size blocks = (s.tiles() + TILES - 1) / TILES, threads = std::min<Size>(omp_get_max_threads(), blocks);
+    T *sums = scratch<SHARED>(threads * size);
+    for (Size g = 0; g < z.groups; g++) {
+#pragma omp parallel for num_threads(threads)
+      for (Size t = 0; t < threads; t++) {
+        T *maps = scratch<OWN>(16 * (maps_size + gradients_size) + in + out), *gradients = maps + 16 * maps_size,
+          *zeros = gradients + 16 * gradients_size, *own = sums + t * size;
+        std::fill(zeros, zeros + in + out, T(0));
+        bool add = false;
+        for (Size p = 0; p < pairs; p++)
+          for (Size block = t * blocks / threads; block < (t + 1) * blocks / threads; block++, add = true) {
+            Size first = block * TILES, count = std::min(TILES, s.tiles() - first);
+            maps_in(s, x[p] + g * in, in, z.groups * in, first, count, zeros, maps);
+            gradients_in(s, a[p] + g * out, out, z.groups * out, first, count, zeros, gradients);
+            for (Size i = 0; i < 16; i++)
+              product(in, out, count, maps + i * apart(count * in), 1, in, gradients + i * apart(count * out), out,
+                      own + i * in * out, out, add);
+          }
+      }
+      for (Size t = 1; t < threads; t++) add(sums, sums + t * size, size);
+      filters_out(sums, out, in, dw + g * 9 * in * out);
     }
+  }
+
+  // total += part, part = 0
+  static INLINE void add(T *total, T *part, Size count) {
+    for (Size i = 0; i < count; i++) total[i] += part[i], part[i] = 0;
   }
 
   // --- convolutions of images with few channels: patches times filters -------------------------------------------------
 
-  static constexpr Size PIXELS = 96;  // at a time
-
-  // (count, 9 · channels)
-  static INLINE void patches(const Shape &s, const T *x, Size channels, Size pixel, Size first, Size count, T *out) {
-    for (Size p = first; p < first + count; p++) {
-      Size image = p / (s.height * s.width), i = p / s.width % s.height, j = p % s.width;
-      for (Size y = i - 1; y <= i + 1; y++)
-        for (Size z = j - 1; z <= j + 1; z++, out += channels) {
-          bool there = y >= 0 && y < s.height && z >= 0 && z < s.width;
-          const T *from = x + ((image * s.height + y) * s.width + z) * pixel;
-          for (Size c = 0; c < channels; c++) out[c] = there ? from[c] : T(0);
-        }
+  // The patches of a row of pixels, (width, 9 · channels), rows counted through all images; `lines` is room for three rows with a margin.
+  static INLINE void patches(const Shape &s, const T *x, Size channels, Size pixel, Size row, T *lines, T *out) {
+    Size line = (s.width + 2) * channels;
+    for (Size i = 0; i < 3; i++) {
+      T *to = lines + i * line;
+      Size y = row % s.height + i - 1;
+      std::fill(to, to + line, T(0));
+      if (y < 0 || y >= s.height) continue;
+      const T *from = x + (row + i - 1) * s.width * pixel;
+      for (Size j = 0; j < s.width; j++)
+        for (Size c = 0; c < channels; c++) to[(j + 1) * channels + c] = from[j * pixel + c];
     }
+    auto gather = [&](Size around) __attribute__((always_inline)) {
+      for (Size j = 0; j < s.width; j++)
+        for (Size i = 0; i < 3; i++, out += around)
+          for (Size c = 0; c < around; c++) out[c] = lines[i * line + j * channels + c];
+    };
+    if (channels == 1) gather(3);  // a number known to the compiler
+    else if (channels == 3) gather(9);
+    else gather(3 * channels);
   }
 
   static INLINE void transpose(const T *a, Size rows, Size columns, T *out) {
@@ -318,35 +352,41 @@ template <class T, int BYTES> struct Code {
       for (Size j = 0; j < columns; j++) out[j * rows + i] = a[i * columns + j];
   }
 
-  static INLINE void convolve_few(Size pairs, const T *const *x, const T *const *w, const T *bias, T *y, Size images, Size height, Size width, Size in, Size out, Size groups) {
-    Shape s{images, height, width};
-    Size pixels = images * height * width, depth = 9 * in, wide = groups * out;
-    T *filters = scratch(depth * (out + PIXELS)), *block = filters + depth * out;
-    for (Size g = 0; g < groups; g++)
+  static INLINE void convolve_few(Size pairs, const T *const *x, const T *const *w, const T *bias, T *y, Sizes z) {
+    const Shape s = z.shape();
+    const Size in = z.in, out = z.out, depth = 9 * in, wide = z.groups * out, width = z.width;
+    T *filters = scratch<SHARED>(depth * out);
+    for (Size g = 0; g < z.groups; g++)
       for (Size p = 0; p < pairs; p++) {
         transpose(w[p] + g * depth * out, out, depth, filters);
-        for (Size first = 0; first < pixels; first += PIXELS) {
-          Size count = std::min(PIXELS, pixels - first);
-          T *to = y + first * wide + g * out;
-          patches(s, x[p] + g * in, in, groups * in, first, count, block);
-          for (Size i = 0; p == 0 && bias && i < count; i++) std::copy(bias + g * out, bias + (g + 1) * out, to + i * wide);
-          product(count, out, depth, block, depth, 1, filters, out, to, wide, bias || p > 0);
+#pragma omp parallel for
+        for (Size row = 0; row < z.images * z.height; row++) {
+          T *block = scratch<OWN>(depth * width + 3 * (width + 2) * in), *to = y + row * width * wide + g * out;
+          patches(s, x[p] + g * in, in, z.groups * in, row, block + depth * width, block);
+          for (Size j = 0; p == 0 && bias && j < width; j++) std::copy(bias + g * out, bias + (g + 1) * out, to + j * wide);
+          product(width, out, depth, block, depth, 1, filters, out, to, wide, bias || p > 0);
         }
       }
   }
 
-  static INLINE void correlate_few(Size pairs, const T *const *x, const T *const *a, T *dw, Size images, Size height, Size width, Size in, Size out, Size groups) {
-    Shape s{images, height, width};
-    Size pixels = images * height * width, depth = 9 * in, wide = groups * out;
-    T *filters = scratch(depth * (out + PIXELS)), *block = filters + depth * out;
-    for (Size g = 0; g < groups; g++) {
-      for (Size p = 0; p < pairs; p++)
-        for (Size first = 0; first < pixels; first += PIXELS) {
-          Size count = std::min(PIXELS, pixels - first);
-          patches(s, x[p] + g * in, in, groups * in, first, count, block);
-          product(depth, out, count, block, 1, depth, a[p] + first * wide + g * out, wide, filters, out, first + p > 0);
-        }
-      transpose(filters, depth, out, dw + g * depth * out);
+  static INLINE void correlate_few(Size pairs, const T *const *x, const T *const *a, T *dw, Sizes z) {
+    const Shape s = z.shape();
+    const Size in = z.in, out = z.out, depth = 9 * in, wide = z.groups * out, width = z.width, size = depth * out;
+    const Size rows = z.images * z.height, threads = std::min<Size>(omp_get_max_threads(), rows);
+    T *sums = scratch<SHARED>(threads * size);
+    for (Size g = 0; g < z.groups; g++) {
+#pragma omp parallel for num_threads(threads)
+      for (Size t = 0; t < threads; t++) {
+        T *block = scratch<OWN>(depth * width + 3 * (width + 2) * in), *own = sums + t * size;
+        bool add = false;
+        for (Size p = 0; p < pairs; p++)
+          for (Size row = t * rows / threads; row < (t + 1) * rows / threads; row++, add = true) {
+            patches(s, x[p] + g * in, in, z.groups * in, row, block + depth * width, block);
+            product(depth, out, width, block, 1, depth, a[p] + row * width * wide + g * out, wide, own, out, add);
+          }
+      }
+      for (Size t = 1; t < threads; t++) add(sums, sums + t * size, size);
+      transpose(sums, depth, out, dw + g * size);
     }
   }
 
@@ -376,23 +416,17 @@ template <class T, int BYTES> struct Code {
     }
   };
 
-  static INLINE void add(T *total, T *part, Size count) {
-    for (Size c = 0; c < count; c++) total[c] += part[c], part[c] = 0;
-  }
-
   static INLINE void pool_norm(const T *x, const T *weight, const T *bias, T eps, T slope, T *y, T *kept, uint8_t *corner,
-                               T *mean, T *rstd, Size images, Size height, Size width, Size channels) {
-    Pooled s{images, height, width, channels};
-    T *own = scratch(2 * channels), *squares = own + channels, *total = rstd;
-    std::fill(own, own + 2 * channels, T(0));
-    std::fill(mean, mean + channels, T(0));
-    std::fill(total, total + channels, T(0));
-    Size pixels = height * width;
-    for (Size n = 0; n < images; n++) {
+                               T *mean, T *rstd, Pooled s) {
+    const Size channels = s.channels, pixels = s.height * s.width;
+    T *moments = scratch<SHARED>((s.images + 1) * 2 * channels);  // mean and squared deviations of each image
+#pragma omp parallel for
+    for (Size n = 0; n < s.images; n++) {
+      T *own = moments + n * 2 * channels, *squares = own + channels;
+      std::fill(own, own + 2 * channels, T(0));
       for (Size p = 0; p < pixels; p++)
         for (Size c = 0; c < channels; c += W) store(own + c, load(own + c) + load(x + (n * pixels + p) * channels + c));
       for (Size c = 0; c < channels; c++) own[c] /= pixels;
-      auto deviate = [&](Size c, Vec v) __attribute__((always_inline)) { v -= load(own + c); store(squares + c, load(squares + c) + v * v); };
       for (Size i = 0; i < s.h(); i++)
         for (Size j = 0; j < s.w(); j++)
           for (Size c = 0; c < channels; c += W) {
@@ -413,53 +447,68 @@ template <class T, int BYTES> struct Code {
             store(kept + s.kept(n, i, j) + c, most * sign);
             *(Bytes *)(corner + s.kept(n, i, j) + c) = __builtin_convertvector(at, Bytes);
           }
-      s.rest(n, [&](Size p) __attribute__((always_inline)) { for (Size c = 0; c < channels; c += W) deviate(c, load(x + p + c)); });
-      for (Size c = 0; c < channels; c++) {  // the moments of two parts of unequal size, as of the whole
-        T delta = own[c] - mean[c];
-        mean[c] += delta / (n + 1);
-        total[c] += squares[c] + delta * delta * pixels * n / (n + 1);
-        own[c] = squares[c] = 0;
-      }
+      s.rest(n, [&](Size p) {
+        for (Size c = 0; c < channels; c += W) {
+          Vec d = load(x + p + c) - load(own + c);
+          store(squares + c, load(squares + c) + d * d);
+        }
+      });
     }
-    T *scale = own, *shift = squares;
+    T *scale = moments + s.images * 2 * channels, *shift = scale + channels;
     for (Size c = 0; c < channels; c++) {
-      rstd[c] = 1 / std::sqrt(total[c] / (images * pixels) + eps);
-      scale[c] = weight[c] * rstd[c];
-      shift[c] = bias[c] - mean[c] * scale[c];
-    }
-    for (Size p = 0; p < images * s.h() * s.w(); p++)
-      for (Size c = 0; c < channels; c += W) {
-        Vec v = load(scale + c) * load(kept + p * channels + c) + load(shift + c);
-        store(y + p * channels + c, active(v, v, slope));
+      T all = 0, squares = 0;
+      for (Size n = 0; n < s.images; n++) {  // the moments of two parts, as of the whole
+        T *own = moments + n * 2 * channels + c, delta = own[0] - all;
+        all += delta / (n + 1);
+        squares += own[channels] + delta * delta * pixels * n / (n + 1);
       }
+      mean[c] = all;
+      rstd[c] = 1 / std::sqrt(squares / (s.images * pixels) + eps);
+      scale[c] = weight[c] * rstd[c];
+      shift[c] = bias[c] - all * scale[c];
+    }
+#pragma omp parallel for
+    for (Size n = 0; n < s.images; n++)
+      for (Size p = s.kept(n, 0, 0); p < s.kept(n + 1, 0, 0); p += channels)
+        for (Size c = 0; c < channels; c += W) {
+          Vec v = load(scale + c) * load(kept + p + c) + load(shift + c);
+          store(y + p + c, active(v, v, slope));
+        }
+  }
+
+  // Sums over images, in the order of the images whatever the number of threads.
+  static INLINE void total(const T *of_each, Size images, Size count, T *out) {
+    std::fill(out, out + count, T(0));
+    for (Size n = 0; n < images; n++)
+      for (Size c = 0; c < count; c++) out[c] += of_each[n * count + c];
   }
 
   static INLINE void pool_norm_first(const T *a, const T *x, const T *weight, const T *bias, const T *kept, const uint8_t *corner,
-                                     const T *mean, const T *rstd, T slope, T *dx, T *d_weight, T *d_bias,
-                                     Size images, Size height, Size width, Size channels) {
-    Pooled s{images, height, width, channels};
-    T *scale = scratch(6 * channels), *shift = scale + channels, *of_x = shift + channels, *constant = of_x + channels,
-      *s1 = constant + channels, *s2 = s1 + channels;
-    std::fill(s1, s1 + 2 * channels, T(0));
-    std::fill(d_weight, d_weight + channels, T(0));
-    std::fill(d_bias, d_bias + channels, T(0));
+                                     const T *mean, const T *rstd, T slope, T *dx, T *d_weight, T *d_bias, Pooled s) {
+    const Size channels = s.channels, count = s.images * s.height * s.width;
+    T *scale = scratch<SHARED>((4 + 2 + 2 * s.images) * channels), *shift = scale + channels, *of_x = shift + channels,
+      *constant = of_x + channels, *sums = constant + channels, *of_each = sums + 2 * channels;
     for (Size c = 0; c < channels; c++) scale[c] = weight[c] * rstd[c], shift[c] = bias[c] - mean[c] * scale[c];
-    for (Size n = 0; n < images; n++) {
+#pragma omp parallel for
+    for (Size n = 0; n < s.images; n++) {
+      T *s1 = of_each + n * 2 * channels, *s2 = s1 + channels;
+      std::fill(s1, s1 + 2 * channels, T(0));
       for (Size p = s.kept(n, 0, 0); p < s.kept(n + 1, 0, 0); p += channels)
         for (Size c = 0; c < channels; c += W) {
           Vec v = load(kept + p + c), own = active(load(scale + c) * v + load(shift + c), load(a + p + c), slope);
           store(s1 + c, load(s1 + c) + own);
           store(s2 + c, load(s2 + c) + own * (v - load(mean + c)));
         }
-      add(d_bias, s1, channels), add(d_weight, s2, channels);
     }
-    Size count = images * height * width;
+    total(of_each, s.images, 2 * channels, sums);
     for (Size c = 0; c < channels; c++) {
-      d_weight[c] *= rstd[c];
+      d_bias[c] = sums[c];
+      d_weight[c] = sums[channels + c] * rstd[c];
       of_x[c] = -scale[c] * rstd[c] * d_weight[c] / count;
       constant[c] = -scale[c] * d_bias[c] / count - of_x[c] * mean[c];
     }
-    for (Size n = 0; n < images; n++) {
+#pragma omp parallel for
+    for (Size n = 0; n < s.images; n++) {
       for (Size i = 0; i < s.h(); i++)
         for (Size j = 0; j < s.w(); j++)
           for (Size c = 0; c < channels; c += W) {
@@ -471,7 +520,7 @@ template <class T, int BYTES> struct Code {
               store(dx + to, load(of_x + c) * load(x + to) + load(constant + c) + (at == q ? own : Vec{}));
             }
           }
-      s.rest(n, [&](Size p) __attribute__((always_inline)) {
+      s.rest(n, [&](Size p) {
         for (Size c = 0; c < channels; c += W) store(dx + p + c, load(of_x + c) * load(x + p + c) + load(constant + c));
       });
     }
@@ -479,16 +528,17 @@ template <class T, int BYTES> struct Code {
 
   static INLINE void pool_norm_second(const T *u, const T *u_weight, const T *u_bias, const T *a, const T *x, const T *weight,
                                       const T *bias, const T *kept, const uint8_t *corner, const T *mean, const T *rstd,
-                                      const T *d_weight, const T *d_bias, T slope, T *g_a, T *g_x, T *g_weight,
-                                      Size images, Size height, Size width, Size channels) {
-    Pooled s{images, height, width, channels};
-    T *scale = scratch(13 * channels), *shift = scale + channels, *part = shift + channels, *total = part + 3 * channels,
-      *shared = total + 3 * channels, *of_u = shared + channels, *of_x = of_u + channels, *for_a = of_x + channels,
-      *for_x = for_a + channels;
-    T *t1 = part, *t2 = part + channels, *ua = part + 2 * channels;
-    std::fill(part, part + 6 * channels, T(0));
+                                      const T *d_weight, const T *d_bias, T slope, T *g_a, T *g_x, T *g_weight, Pooled s) {
+    const Size channels = s.channels;
+    const T count = s.images * s.height * s.width;
+    T *scale = scratch<SHARED>((7 + 3 + 3 * s.images) * channels), *shift = scale + channels, *shared = shift + channels,
+      *of_u = shared + channels, *of_x = of_u + channels, *for_a = of_x + channels, *for_x = for_a + channels,
+      *sums = for_x + channels, *of_each = sums + 3 * channels;
     for (Size c = 0; c < channels; c++) scale[c] = weight[c] * rstd[c], shift[c] = bias[c] - mean[c] * scale[c];
-    for (Size n = 0; n < images; n++) {
+#pragma omp parallel for
+    for (Size n = 0; n < s.images; n++) {
+      T *t1 = of_each + n * 3 * channels, *t2 = t1 + channels, *ua = t2 + channels;
+      std::fill(t1, t1 + 3 * channels, T(0));
       for (Size i = 0; i < s.h(); i++)
         for (Size j = 0; j < s.w(); j++)
           for (Size c = 0; c < channels; c += W) {
@@ -506,19 +556,18 @@ template <class T, int BYTES> struct Code {
             store(t2 + c, load(t2 + c) + moment);
             store(ua + c, load(ua + c) + there * own);
           }
-      s.rest(n, [&](Size p) __attribute__((always_inline)) {
+      s.rest(n, [&](Size p) {
         for (Size c = 0; c < channels; c += W) {
           Vec v = load(u + p + c);
           store(t1 + c, load(t1 + c) + v);
           store(t2 + c, load(t2 + c) + v * (load(x + p + c) - load(mean + c)));
         }
       });
-      add(total, part, 3 * channels);
     }
-    T count = images * height * width;
+    total(of_each, s.images, 3 * channels, sums);
     for (Size c = 0; c < channels; c++) {
-      T r = rstd[c], m1 = total[c] / count, m2 = total[channels + c] * r / count, s1 = d_bias[c] / count, s2 = d_weight[c] / count;
-      T q = total[2 * channels + c] / count - m1 * s1 - m2 * s2;
+      T r = rstd[c], m1 = sums[c] / count, m2 = sums[channels + c] * r / count, s1 = d_bias[c] / count, s2 = d_weight[c] / count;
+      T q = sums[2 * channels + c] / count - m1 * s1 - m2 * s2;
       shared[c] = r * (u_weight[c] - scale[c] * m2);
       for_a[c] = u_bias[c] - scale[c] * m1 - shared[c] * mean[c];
       of_u[c] = -scale[c] * r * s2;
@@ -526,7 +575,8 @@ template <class T, int BYTES> struct Code {
       for_x[c] = -of_u[c] * m1 - shared[c] * s1 - of_x[c] * mean[c];
       g_weight[c] = count * r * q;
     }
-    for (Size n = 0; n < images; n++) {
+#pragma omp parallel for
+    for (Size n = 0; n < s.images; n++) {
       for (Size i = 0; i < s.h(); i++)
         for (Size j = 0; j < s.w(); j++)
           for (Size c = 0; c < channels; c += W) {
@@ -542,7 +592,7 @@ template <class T, int BYTES> struct Code {
             }
             store(g_a + p, active(y, scaled * there + load(shared + c) * v + load(for_a + c), slope));
           }
-      s.rest(n, [&](Size p) __attribute__((always_inline)) {
+      s.rest(n, [&](Size p) {
         for (Size c = 0; c < channels; c += W)
           store(g_x + p + c, load(of_u + c) * load(u + p + c) + load(of_x + c) * load(x + p + c) + load(for_x + c));
       });
@@ -552,27 +602,39 @@ template <class T, int BYTES> struct Code {
 
 }  // namespace
 
-extern "C" {
-int runs_here() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+#define FUNCTIONS(T, S)                                                                                                  \
+  void convolve_##S(Size pairs, const T *const *x, const T *const *w, const T *bias, T *y, Size n, Size height,          \
+                    Size width, Size in, Size out, Size groups, Size turned) {                                          \
+    Kernels<T>::Sizes z{n, height, width, in, out, groups};                                                             \
+    if (in % Kernels<T>::W) Kernels<T>::convolve_few(pairs, x, w, bias, y, z);                                          \
+    else Kernels<T>::convolve(pairs, x, w, bias, y, z, turned);                                                         \
+  }                                                                                                                     \
+  void correlate_##S(Size pairs, const T *const *x, const T *const *a, T *dw, Size n, Size height, Size width, Size in,  \
+                     Size out, Size groups) {                                                                           \
+    Kernels<T>::Sizes z{n, height, width, in, out, groups};                                                             \
+    if (in % Kernels<T>::W) Kernels<T>::correlate_few(pairs, x, a, dw, z);                                              \
+    else Kernels<T>::correlate(pairs, x, a, dw, z);                                                                     \
+  }                                                                                                                     \
+  void pool_norm_##S(const T *x, const T *weight, const T *bias, double eps, double slope, T *y, T *kept,               \
+                     uint8_t *corner, T *mean, T *rstd, Size n, Size height, Size width, Size channels) {               \
+    Kernels<T>::pool_norm(x, weight, bias, eps, slope, y, kept, corner, mean, rstd, {n, height, width, channels});      \
+  }                                                                                                                     \
+  void pool_norm_first_##S(const T *a, const T *x, const T *weight, const T *bias, const T *kept, const uint8_t *corner, \
+                           const T *mean, const T *rstd, double slope, T *dx, T *d_weight, T *d_bias, Size n,           \
+                           Size height, Size width, Size channels) {                                                    \
+    Kernels<T>::pool_norm_first(a, x, weight, bias, kept, corner, mean, rstd, slope, dx, d_weight, d_bias,              \
+                                {n, height, width, channels});                                                          \
+  }                                                                                                                     \
+  void pool_norm_second_##S(const T *u, const T *u_weight, const T *u_bias, const T *a, const T *x, const T *weight,    \
+                            const T *bias, const T *kept, const uint8_t *corner, const T *mean, const T *rstd,          \
+                            const T *d_weight, const T *d_bias, double slope, T *g_a, T *g_x, T *g_weight, Size n,      \
+                            Size height, Size width, Size channels) {                                                   \
+    Kernels<T>::pool_norm_second(u, u_weight, u_bias, a, x, weight, bias, kept, corner, mean, rstd, d_weight, d_bias,   \
+                                 slope, g_a, g_x, g_weight, {n, height, width, channels});                              \
+  }
 
-#define FOR(T, S, TARGET, BYTES) \
-__attribute__((target(TARGET))) void convolve_##S(Size pairs, const T *const *x, const T *const *w, const T *bias, T *y, Size n, Size h, Size wd, Size in, Size out, Size groups, Size turned) { \
-  if (in % Code<T, BYTES>::W) Code<T, BYTES>::convolve_few(pairs, x, w, bias, y, n, h, wd, in, out, groups); \
-  else Code<T, BYTES>::convolve(pairs, x, w, bias, y, n, h, wd, in, out, groups, turned); \
-} \
-__attribute__((target(TARGET))) void correlate_##S(Size pairs, const T *const *x, const T *const *a, T *dw, Size n, Size h, Size w, Size in, Size out, Size groups) { \
-  if (in % Code<T, BYTES>::W) Code<T, BYTES>::correlate_few(pairs, x, a, dw, n, h, w, in, out, groups); \
-  else Code<T, BYTES>::correlate(pairs, x, a, dw, n, h, w, in, out, groups); \
-} \
-__attribute__((target(TARGET))) void pool_norm_##S(const T *x, const T *weight, const T *bias, double eps, double slope, T *y, T *kept, uint8_t *corner, T *mean, T *rstd, Size n, Size h, Size w, Size c) { \
-  Code<T, BYTES>::pool_norm(x, weight, bias, eps, slope, y, kept, corner, mean, rstd, n, h, w, c); \
-} \
-__attribute__((target(TARGET))) void pool_norm_first_##S(const T *a, const T *x, const T *weight, const T *bias, const T *kept, const uint8_t *corner, const T *mean, const T *rstd, double slope, T *dx, T *dw, T *db, Size n, Size h, Size w, Size c) { \
-  Code<T, BYTES>::pool_norm_first(a, x, weight, bias, kept, corner, mean, rstd, slope, dx, dw, db, n, h, w, c); \
-} \
-__attribute__((target(TARGET))) void pool_norm_second_##S(const T *u, const T *uw, const T *ub, const T *a, const T *x, const T *weight, const T *bias, const T *kept, const uint8_t *corner, const T *mean, const T *rstd, const T *dw, const T *db, double slope, T *ga, T *gx, T *gw, Size n, Size h, Size w, Size c) { \
-  Code<T, BYTES>::pool_norm_second(u, uw, ub, a, x, weight, bias, kept, corner, mean, rstd, dw, db, slope, ga, gx, gw, n, h, w, c); \
-}
-FOR(float, f32, "avx2,fma", 32)
-FOR(double, f64, "avx2,fma", 32)
+extern "C" {
+Size vector_bytes() { return BYTES; }
+FUNCTIONS(float, f32)
+FUNCTIONS(double, f64)
 }

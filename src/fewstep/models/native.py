@@ -19,11 +19,10 @@ TYPES = {torch.float32: "f32", torch.float64: "f64"}
 
 @functools.cache
 def _library() -> ctypes.CDLL | None:
-    found = importlib.util.find_spec("fewstep.models._kernels")
-    if found is None or found.origin is None:
-        return None
-    library = ctypes.CDLL(found.origin)
-    return library if library.runs_here() else None
+    """The kernels for this processor, as torch sees it; None where they were not compiled."""
+    processor = torch.backends.cpu.get_cpu_capability().lower()
+    found = importlib.util.find_spec(f"fewstep.models._kernels_{processor}")
+    return None if found is None or found.origin is None else ctypes.CDLL(found.origin)
 
 
 SIGNATURES = {  # a letter for each argument: pointer, integer, number
@@ -63,9 +62,11 @@ def takes(x: Tensor, filters: int) -> bool:
     )
 
 
+@functools.cache
 def lanes(dtype: torch.dtype) -> int:
     """Numbers in a vector register: channels come in multiples of it."""
-    return 8 if dtype == torch.float32 else 4
+    library = _library()
+    return library.vector_bytes() // dtype.itemsize if library else 1
 
 
 def convolve(
@@ -124,7 +125,13 @@ def pool_norm_first(
     slope: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """dz, dγ, dβ for the gradient a of what `pool_norm` gives."""
-    a, z, weight, bias, kept, corner = _last(a), _last(z), weight.contiguous(), bias.contiguous(), *map(_last, (kept, corner))
+    a, z, weight, bias, kept, corner = (
+        _last(a),
+        _last(z),
+        weight.contiguous(),
+        bias.contiguous(),
+        *map(_last, (kept, corner)),
+    )
     n, channels, height, width = z.shape
     results = _maps(z, n, height, width, channels), _vector(z), _vector(z)
     given = a, z, weight, bias, kept, corner, mean, rstd
@@ -153,11 +160,11 @@ def _last(t: Tensor) -> Tensor:
 
 def _maps(like: Tensor, n: int, height: int, width: int, channels: int) -> Tensor:
     """New maps (n, channels, height, width) with the channels last."""
-    return like.new_empty((n, height, width, channels)).movedim(3, 1)
+    return torch.empty((n, channels, height, width), dtype=like.dtype, memory_format=torch.channels_last)
 
 
 def _vector(z: Tensor) -> Tensor:
-    return z.new_empty(z.shape[1])
+    return torch.empty(z.shape[1], dtype=z.dtype)
 
 
 def _pointers(tensors: Sequence[Tensor]) -> ctypes.Array:
