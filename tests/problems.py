@@ -33,7 +33,7 @@ def vectors(tasks=3, ways=3, shots=2, queries=4, features=4, dtype=torch.float64
     return fewstep.TaskBatch(*half(shots), *half(queries))
 
 
-def conv_learner(method, ways=3, filters=3, size=16, strategy="auto", **options):
+def conv_learner(method, ways=3, filters=4, size=16, strategy="auto", **options):
     """Conv4 in float64 whose norms' affine weights are not at their trivial initial values."""
     model = Conv4(ways=ways, filters=filters, image_size=size, **options).double()
     learner = fewstep.Learner(model, method, F.cross_entropy, strategy)

@@ -1,5 +1,7 @@
 """What speed rests on, without a clock: no graph at evaluation, one memory layout, no convolution too many."""
 
+from collections import Counter
+
 import pytest
 import torch
 from observers import Calls, Live
@@ -7,6 +9,7 @@ from problems import conv_learner, images
 
 import fewstep
 from fewstep.methods import LastStep, SecondOrder, Uniform
+from fewstep.models import native
 
 SIZE = 32  # four blocks leave maps of 2×2, in which layouts differ
 
@@ -76,6 +79,43 @@ def test_adapting_and_predicting_make_no_pass_too_many():
     with Calls() as calls:
         predictor(batch.query_x[0])
     assert (calls.count["convolution"], calls.count["convolution_backward"]) == (4, 0)
+
+
+# --- kernels counted by hand ------------------------------------------------------------------------------------------
+#
+# A block of Conv4 is one function where kernels are compiled. Of N inner steps and Q query passes, a task needs
+#
+#                                   convolve      correlate    pool_norm    its first    its second derivative
+#     passes                        4 (N + Q)                  4 (N + Q)
+#     their gradients               3 (N + Q)     4 (N + Q)                 4 (N + Q)
+#     through the inner gradients   4 N + 3 N     4 N                                    4 N
+#     and the support passes        3 N           4 N                       4 N
+#
+# Three where four layers less the first are meant: nobody asks for the gradient of the images.
+
+
+@pytest.mark.skipif(not native.takes(torch.zeros(1, 1, 4, 4), 8), reason="no compiled kernels here")
+@pytest.mark.parametrize("strategy", ["loop", "vectorized"])
+@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("name", ["maml", "fomaml"])
+def test_a_task_makes_the_kernel_calls_counted_by_hand(name, steps, strategy, monkeypatch):
+    made = conv_learner(fewstep.preset(name, steps=steps), filters=8, size=SIZE, strategy=strategy)
+    batch, called, call = images(size=SIZE, tasks=2), Counter(), native._call
+    made.meta_gradient(batch)
+
+    def counting(kernel, *arguments):
+        called[kernel] += 1
+        return call(kernel, *arguments)
+
+    monkeypatch.setattr(native, "_call", counting)
+    made.meta_gradient(batch)
+    passes = steps + 1
+    by_hand = {"convolve": 7 * passes, "correlate": 4 * passes, "pool_norm": 4 * passes, "pool_norm_first": 4 * passes}
+    if name == "maml":
+        more = {"convolve": 10, "correlate": 8, "pool_norm_first": 4, "pool_norm_second": 4}
+        by_hand = {kernel: by_hand.get(kernel, 0) + steps * more.get(kernel, 0) for kernel in by_hand | more}
+    times = 2 if strategy == "loop" else 1  # tasks, or all at once
+    assert called == {kernel: times * count for kernel, count in by_hand.items()}
 
 
 # --- memory layout ---------------------------------------------------------------------------------------------------

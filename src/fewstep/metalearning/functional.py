@@ -69,7 +69,8 @@ class _ValueNorm(nn.Module):
 
     def after(self, convolution: nn.Conv2d, x: Tensor, slope: float) -> Tensor:
         """As `PooledBatchNorm.after`."""
-        if self.given is not None or self.differentiable or not fuses(convolution, x):
+        own = self.pool and self.given is None and not self.differentiable
+        if not own or not fuses(convolution, x):
             return F.leaky_relu(self(convolution(x)), slope)
         y, mean, var = block(x, convolution.weight, self.weight, self.bias, self.eps, slope)
         mean = mean if convolution.bias is None else mean + convolution.bias.detach()

@@ -1,5 +1,6 @@
 """Convolution, batch norm, max-pooling and activation as one function with two derivatives in closed form."""
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -8,7 +9,7 @@ from torch.nn import functional as F
 
 from fewstep.models import native
 from fewstep.models.batch_norm import apply_statistics, batch_statistics, normalise
-from fewstep.models.convolution import Geometry, Grouped
+from fewstep.models.convolution import Conv2d, Geometry, Grouped
 from fewstep.models.max_pool import max_pool
 
 WHOLE = Geometry([1, 1], [1, 1])
@@ -42,13 +43,18 @@ class PooledBatchNorm(nn.BatchNorm2d):
 
 
 def fuses(convolution: nn.Conv2d, x: Tensor) -> bool:
-    """Whether `block` can stand for a convolution of x and what comes after it."""
-    plain = convolution.kernel_size == (3, 3) and convolution.stride == (1, 1) and convolution.padding == (1, 1)
-    return plain and min(x.shape[2:]) > 1 and native.takes(x, convolution.out_channels)
+    """Whether `block` can stand for a convolution of x and what comes after it; not where somebody's hook looks."""
+    return (
+        type(convolution) is Conv2d
+        and (convolution.kernel_size, convolution.stride, convolution.padding) == ((3, 3), (1, 1), (1, 1))
+        and not (convolution._forward_hooks or convolution._forward_pre_hooks)
+        and min(x.shape[2:]) > 1
+        and native.takes(x, convolution.out_channels)
+    )
 
 
 def block(
-    x: Tensor, filters: Tensor, weight: Tensor, bias: Tensor, eps: float, slope: float
+    x: Tensor, filters: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, slope: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """LeakyReLU(max-pool(norm(W ∗ x))), where `native.takes` x: a call for what is a dozen operators otherwise.
 
@@ -57,7 +63,7 @@ def block(
     Args:
         x: (N, C, H, W).
         filters: W (F, C, 3, 3).
-        weight, bias: γ and β (F,) of the norm.
+        weight, bias: γ and β (F,) of the norm; None for ones and zeros.
         eps: ε, added to the variance.
         slope: of the activation below zero.
 
@@ -103,7 +109,9 @@ class _Block(Grouped):
         ctx.set_materialize_grads(False)
 
     @staticmethod
-    def backward(ctx: Any, a: Tensor, *_: Any) -> Any:
+    def backward(ctx: Any, a: Tensor | None, *_: Any) -> Any:
+        if a is None:
+            return (None,) * 7
         x, filters, weight, bias, mean, rstd, z, kept, corner = ctx.saved_tensors
         settings = ctx.needs_input_grad[0], ctx.eps, ctx.slope, ctx.at
         results = _First.apply(a, x, filters, weight, bias, mean, rstd, z, kept, corner, *settings)
@@ -176,12 +184,12 @@ class _Second(Grouped):
         wanted = [i for i, c in enumerate(cotangents) if c is not None]
 
         def first(a: Tensor, *point: Tensor) -> Any:
-            return torch.func.vjp(lambda *p: _plain(*p, ctx.eps, ctx.slope, ctx.at.groups), *point)[1](a)
+            return torch.func.vjp(partial(_plain, eps=ctx.eps, slope=ctx.slope, groups=ctx.at.groups), *point)[1](a)
 
         def second(*given_tensors: Tensor) -> tuple[Tensor, ...]:
-            inputs = dict(zip(given, given_tensors, strict=True))
+            inputs: dict[int, Tensor] = dict(zip(given, given_tensors, strict=True))
             point = tuple(inputs[i] for i in range(4, 9))
-            outputs, pull_back = torch.func.vjp(first, *point)
+            outputs, pull_back = torch.func.vjp(first, *point)[:2]
             u = tuple(inputs[i] if i in inputs else torch.zeros_like(output) for i, output in enumerate(outputs))
             return tuple(pull_back(u)[i] for i in wanted)
 

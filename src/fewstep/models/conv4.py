@@ -19,12 +19,12 @@ class Block(nn.Module):
         self.conv = Conv2d(channels, filters, 3, stride=1 if pool else 2, padding=1)
         norm = PooledBatchNorm if pool else nn.BatchNorm2d  # the activation never decreases: it commutes with pooling
         self.norm = norm(filters, track_running_stats=False)
-        self.pool = pool
         self.negative_slope = negative_slope
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.pool:
-            return self.norm.after(self.conv, x, self.negative_slope)
+        together = getattr(self.norm, "after", None)
+        if together:
+            return together(self.conv, x, self.negative_slope)
         return F.leaky_relu(self.norm(self.conv(x)), self.negative_slope)
 
 

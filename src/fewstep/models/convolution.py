@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fewstep.models import native
 from fewstep.models.functions import Quick, fold, unfold
 
 aten = torch.ops.aten
@@ -202,11 +203,25 @@ def _side_by_side(u: Tensor, x: Tensor, groups: int) -> Tensor:
 
 
 def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None, at: Geometry) -> Tensor:
+    if _native(x, weight, at):
+        return native.convolve([(x, weight)], bias, at.groups)
     return aten.convolution(x, weight, bias, at.stride, at.padding, [1, 1], False, [0, 0], at.groups)
 
 
 def _gradients(a: Tensor, x: Tensor, weight: Tensor, wanted: str, at: Geometry) -> tuple[Tensor | None, ...]:
     mask = [flag == "1" for flag in wanted]
+    if _native(x, weight, at):
+        of_x, of_weight, of_bias = mask
+        return (
+            native.convolve([(a, weight)], None, at.groups, turned=True) if of_x else None,
+            native.correlate([(x, a)], at.groups) if of_weight else None,
+            a.sum((0, 2, 3)) if of_bias else None,
+        )
     return aten.convolution_backward(
         a, x, weight, [len(weight)], at.stride, at.padding, [1, 1], False, [0, 0], at.groups, mask
     )
+
+
+def _native(x: Tensor, weight: Tensor, at: Geometry) -> bool:
+    same_size = weight.shape[2:] == (3, 3) and at.stride == at.padding == [1, 1]
+    return same_size and native.takes(x, len(weight) // at.groups)

@@ -97,7 +97,8 @@ def convolve(
 
 def _few(gradients: Sequence[Tensor], filters: Sequence[Tensor], groups: int) -> Tensor:
     """The gradient of images of one or three channels: seldom asked for."""
-    return sum(F.conv_transpose2d(a, w, padding=1, groups=groups) for a, w in zip(gradients, filters, strict=True))
+    parts = [F.conv_transpose2d(a, w, padding=1, groups=groups) for a, w in zip(gradients, filters, strict=True)]
+    return torch.stack(parts).sum(0)
 
 
 def correlate(pairs: Sequence[tuple[Tensor, Tensor]], groups: int = 1) -> Tensor:
@@ -145,7 +146,7 @@ def pool_norm_second(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """The pull-back of (u, u_γ, u_β) through `pool_norm_first`, to a, z and γ."""
     n, channels, height, width = z.shape
-    results = _maps(a, *a.shape[:1], *a.shape[2:], channels), _maps(z, n, height, width, channels), _vector(z)
+    results = _maps(a, n, height // 2, width // 2, channels), _maps(z, n, height, width, channels), _vector(z)
     given = [
         _last(t) if t.dim() == 4 else t.contiguous()
         for t in (u, u_weight, u_bias, a, z, weight, bias, kept, corner, mean, rstd, d_weight, d_bias)

@@ -1,0 +1,288 @@
+"""The compiled kernels against torch's operators, and where they step back for these."""
+
+import copy
+import platform
+import sys
+
+import pytest
+import torch
+from observers import Calls
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.func import vmap
+from torch.nn import functional as F
+
+from fewstep.models import Conv4, native
+from fewstep.models.block import PooledBatchNorm, block
+from fewstep.models.convolution import Conv2d
+
+LAST = torch.channels_last
+EXPECTED = sys.platform == "linux" and platform.machine() == "x86_64"
+compiled = pytest.mark.skipif(not native.takes(torch.zeros(1, 16, 4, 4), 16), reason="no compiled kernels here")
+SHAPES = [  # images, channels, filters, height, width
+    (5, 1, 16, 9, 8),
+    (3, 16, 32, 7, 6),
+    (2, 3, 16, 5, 12),
+    (4, 32, 16, 2, 3),
+    (20, 16, 16, 14, 14),
+    (3, 5, 48, 6, 9),
+]
+
+
+def random(*shape, dtype=torch.float64):
+    return torch.randn(shape, dtype=dtype)
+
+
+def plain(x, filters, weight, bias, slope=0.1):
+    """What `block` stands for, of torch's operators; not `F.batch_norm`, whose third derivative is wrong."""
+    z = F.conv2d(x, filters, padding=1)
+    var, mean = torch.var_mean(z, (0, 2, 3), correction=0, keepdim=True)
+    normalised = (z - mean) / (var + 1e-5).sqrt()
+    return F.leaky_relu(F.max_pool2d(weight[:, None, None] * normalised + bias[:, None, None], 2), slope)
+
+
+def fused(x, filters, weight, bias, slope=0.1):
+    return block(x, filters, weight, bias, 1e-5, slope)[0]
+
+
+def point(n, channels, filters, height, width, dtype=torch.float64):
+    torch.manual_seed(0)
+    filters_ = random(filters, channels, 3, 3, dtype=dtype) / 3
+    return random(n, channels, height, width, dtype=dtype), filters_, *(random(filters, dtype=dtype) for _ in range(2))
+
+
+def derivatives(function, inputs):
+    """Output, first, second and third derivatives along the same random directions."""
+    leaves = [t.detach().clone().requires_grad_() for t in inputs]
+    torch.manual_seed(1)
+    y = function(*leaves)
+    a = torch.randn(y.shape, dtype=y.dtype).requires_grad_()  # whatever the layout
+    first = torch.autograd.grad(y, leaves, a, create_graph=True)
+    u = [torch.randn(t.shape, dtype=t.dtype).requires_grad_() for t in first]
+    second = torch.autograd.grad(first, [a, *leaves], u, create_graph=True, materialize_grads=True)
+    v = [torch.randn(t.shape, dtype=t.dtype) for t in second]
+    third = torch.autograd.grad(second[:4], [a, *leaves, *u], v[:4], materialize_grads=True)
+    return [t.detach() for t in (y, *first, *second, *third)]
+
+
+def assert_close(mine, others, tolerance):
+    for i, (a, b) in enumerate(zip(mine, others, strict=True)):
+        assert (a - b).abs().max() <= tolerance * max(float(b.abs().max()), 1e-3), i
+
+
+def test_kernels_are_compiled_where_they_should_be():
+    """Otherwise all tests below would be skipped, and nobody would notice but by the clock."""
+    if EXPECTED and torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512"):
+        assert native.takes(torch.zeros(1, 16, 4, 4), 16)
+
+
+# --- a block --------------------------------------------------------------------------------------------------------
+
+
+@compiled
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_block_equals_torch_in_three_derivatives(shape):
+    inputs = point(*shape)
+    assert_close(derivatives(fused, inputs), derivatives(plain, inputs), 1e-10)
+
+
+@compiled
+@pytest.mark.parametrize("slope", [0.0, 0.01, 1.0])
+def test_first_and_second_derivatives_match_finite_differences(slope):
+    inputs = [t.requires_grad_() for t in point(2, 3, 8, 4, 5)]
+
+    def function(*inputs):
+        return fused(*inputs, slope=slope)
+
+    assert torch.autograd.gradcheck(function, inputs)
+    assert torch.autograd.gradgradcheck(function, inputs)
+
+
+@compiled
+@pytest.mark.parametrize("shape", SHAPES)
+def test_single_precision_is_as_near_to_double_as_torchs(shape):
+    """Winograd's convolution with tiles of 2×2 rounds no worse than a direct one."""
+    inputs = point(*shape)
+    single = [t.float() for t in inputs]
+    true = derivatives(plain, inputs)
+    for mine, torchs, exact in zip(derivatives(fused, single), derivatives(plain, single), true, strict=True):
+        scale = float(exact.abs().max()) + 1e-3
+        assert (mine - exact).abs().max() <= 4 * (torchs - exact).abs().max() + 4e-6 * scale
+
+
+@compiled
+@pytest.mark.parametrize("constant", range(4))
+def test_any_of_the_inputs_may_be_constant(constant):
+    def with_constant(function):
+        given = point(3, 16, 16, 6, 6)
+        rest = [t for i, t in enumerate(given) if i != constant]
+
+        def of_rest(*rest):
+            return function(*rest[:constant], given[constant], *rest[constant:])
+
+        leaves = [t.detach().requires_grad_() for t in rest]
+        torch.manual_seed(1)
+        y = of_rest(*leaves)
+        first = torch.autograd.grad(y.square().sum(), leaves, create_graph=True)
+        second = torch.autograd.grad(sum(t.square().sum() for t in first), leaves)
+        return [t.detach() for t in (y, *first, *second)]
+
+    assert_close(with_constant(fused), with_constant(plain), 1e-10)
+
+
+@compiled
+def test_statistics_are_those_of_the_convolution():
+    x, filters, weight, bias = point(4, 3, 16, 6, 7)
+    _, mean, var = block(x, filters, weight, bias, 1e-5, 0.0)
+    z = F.conv2d(x, filters, padding=1)
+    torch.testing.assert_close((mean, var), (z.mean((0, 2, 3)), z.var((0, 2, 3), correction=0)))
+    assert not mean.requires_grad
+
+
+@compiled
+def test_large_means_lose_no_digits():
+    """Moments are taken around the mean of each image, not as a difference of squares."""
+    x, filters, weight, bias = (t.float() for t in point(6, 3, 16, 8, 8))
+    far = x + 100.0
+    exact = plain(far.double(), filters.double(), weight.double(), bias.double())
+    mine, torchs = fused(far, filters, weight, bias), plain(far, filters, weight, bias)
+    assert (mine - exact).abs().max() <= 4 * (torchs - exact).abs().max() + 1e-4
+
+
+@compiled
+@pytest.mark.parametrize("layout", ["contiguous", "channels last", "expanded", "sliced"])
+def test_any_layout_gives_the_same(layout):
+    x, filters, weight, bias = point(4, 16, 16, 6, 6)
+    want = plain(x, filters, weight, bias)
+    if layout == "channels last":
+        x, filters = x.to(memory_format=LAST), filters.to(memory_format=LAST)
+    elif layout == "expanded":
+        x = x[:1].expand(4, -1, -1, -1)
+        want = plain(x, filters, weight, bias)
+    elif layout == "sliced":
+        x = torch.cat((x, x), 1)[:, :16]
+        weight = torch.stack((weight, weight), 1)[:, 0]
+    torch.testing.assert_close(fused(x, filters, weight, bias), want)
+
+
+@compiled
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("channels", [1, 3, 16])
+def test_tasks_under_vmap_equal_a_loop(channels, shared):
+    torch.manual_seed(0)
+    x = random(4, 3, channels, 6, 5)
+    per_task = [random(4, 16, channels, 3, 3) / 3, random(4, 16), random(4, 16)]
+    if shared:
+        per_task = [t[0].expand_as(t) for t in per_task]
+
+    def second(*inputs):
+        def first(*inputs):
+            return torch.func.grad(lambda *i: fused(*i).square().sum(), argnums=(1, 2, 3))(*inputs)
+
+        return torch.func.grad(lambda *i: sum(g.square().sum() for g in first(*i)), argnums=(1, 2, 3))(*inputs)
+
+    dims = (0, None, None, None) if shared else 0
+    inputs = [t[0] for t in per_task] if shared else per_task
+    at_once = vmap(second, in_dims=dims)(x, *inputs)
+    one_by_one = [second(x[i], *(t[i] for t in per_task)) for i in range(4)]
+    assert_close(at_once, [torch.stack(each) for each in zip(*one_by_one, strict=True)], 1e-10)
+
+
+@compiled
+def test_threads_inside_a_call_change_rounding_at_most():
+    """Maps and statistics are the same to the bit; filters' gradients are summed in other parts."""
+    inputs = point(9, 16, 32, 13, 11, dtype=torch.float32)
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            results.append(derivatives(fused, inputs))
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert torch.equal(results[0][0], other[0])
+        assert_close(other, results[0], 1e-5)
+
+
+# --- convolutions ----------------------------------------------------------------------------------------------------
+
+
+@compiled
+@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize("channels", [1, 3, 16])
+@pytest.mark.parametrize("size", [(1, 1), (2, 2), (7, 6), (1, 9)])
+def test_convolutions_equal_torchs(size, channels, groups):
+    torch.manual_seed(0)
+    x, filters, bias = random(5, channels * groups, *size), random(16 * groups, channels, 3, 3), random(16 * groups)
+    other_x, other_filters = torch.randn_like(x), torch.randn_like(filters)
+
+    def torchs(x, filters):
+        return F.conv2d(x, filters, padding=1, groups=groups)
+
+    y, pull_back = torch.func.vjp(torchs, x, filters)
+    a, other_a = torch.randn_like(y), torch.randn_like(y)
+    other_pull_back = torch.func.vjp(torchs, other_x, other_filters)[1]
+    vectors = bias[:, None, None]
+    pairs = [(x, filters), (other_x, other_filters)]
+    mine = [
+        native.convolve(pairs[:1], bias, groups),
+        native.convolve(pairs, bias, groups),
+        native.convolve([(a, filters)], None, groups, turned=True),
+        native.convolve([(a, filters), (other_a, other_filters)], None, groups, turned=True),
+        native.correlate([(x, a)], groups),
+        native.correlate([(x, a), (other_x, other_a)], groups),
+    ]
+    (dx, dw), (other_dx, other_dw) = pull_back(a), other_pull_back(other_a)
+    want = [y + vectors, y + torchs(other_x, other_filters) + vectors, dx, dx + other_dx, dw, dw + other_dw]
+    assert_close(mine, want, 1e-12)
+
+
+# --- where torch serves ----------------------------------------------------------------------------------------------
+
+
+@compiled
+def test_kernels_take_what_they_can():
+    x = torch.zeros(2, 16, 4, 4)
+    assert native.takes(x, 16)
+    assert native.takes(x.double(), 16)
+    assert not native.takes(x, 15)
+    assert not native.takes(x.bfloat16(), 16)
+    assert not native.takes(x.to("meta"), 16)
+    assert not native.takes(FakeTensorMode().from_tensor(x), 16)
+    with Calls():
+        assert not native.takes(x, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not native.takes(x, 16)
+
+
+@compiled
+@pytest.mark.parametrize("change", ["hook", "stride", "layer"])
+def test_a_changed_block_is_not_fused(change):
+    """Whoever watches a layer, or put another in its place, gets what that layer does."""
+    torch.manual_seed(0)
+    model = Conv4(ways=5, filters=16, image_size=16)
+    changed, seen = copy.deepcopy(model), []
+    if change == "hook":
+        changed.blocks[1].conv.register_forward_hook(lambda *_: seen.append(1))
+    elif change == "stride":
+        changed.blocks[3].conv.stride = (2, 2)  # maps of 2×2 become 1×1 and cannot be pooled
+        with pytest.raises(RuntimeError, match=r"[Oo]utput size|too small"):
+            changed(torch.randn(3, 1, 16, 16))
+        return
+    else:
+        changed.blocks[1].conv = torch.nn.Conv2d(16, 16, 3, padding=1, padding_mode="reflect")
+        changed.blocks[1].conv.load_state_dict(model.blocks[1].conv.state_dict())
+    x = torch.randn(3, 1, 16, 16)
+    same = torch.allclose(model(x), changed(x), atol=1e-5)
+    assert same == (change == "hook")
+    assert bool(seen) == (change == "hook")
+
+
+@compiled
+def test_images_may_ask_for_their_gradient():
+    x = random(2, 3, 6, 6).requires_grad_()
+    torch.manual_seed(0)
+    layer, norm = Conv2d(3, 16, 3, padding=1).double(), PooledBatchNorm(16, track_running_stats=False).double()
+    mine = torch.autograd.grad(norm.after(layer, x, 0.0).square().sum(), x)[0]
+    want = torch.autograd.grad(plain(x, layer.weight, norm.weight, norm.bias, 0.0).square().sum(), x)[0]
+    torch.testing.assert_close(mine, want)
