@@ -41,7 +41,7 @@ def plain(x, filters, weight, bias, slope=0.1):
 
 
 def fused(x, filters, weight, bias, slope=0.1):
-    return block(x, filters, weight, bias, 1e-5, slope)[0]
+    return block(x, filters, None, weight, bias, 1e-5, slope)[0]
 
 
 def point(n, channels, filters, height, width, dtype=torch.float64):
@@ -132,10 +132,14 @@ def test_any_of_the_inputs_may_be_constant(constant):
 @compiled
 def test_statistics_are_those_of_the_convolution():
     x, filters, weight, bias = point(4, 3, 16, 6, 7)
-    _, mean, var = block(x, filters, weight, bias, 1e-5, 0.0)
-    z = F.conv2d(x, filters, padding=1)
+    shift = random(16).requires_grad_()
+    y, mean, var = block(x, filters.requires_grad_(), shift, weight, bias, 1e-5, 0.0)
+    z = F.conv2d(x, filters, shift, padding=1).detach()
     torch.testing.assert_close((mean, var), (z.mean((0, 2, 3)), z.var((0, 2, 3), correction=0)))
     assert not mean.requires_grad
+    assert not var.requires_grad
+    of_shift = torch.autograd.grad(y.square().sum(), shift, allow_unused=True, materialize_grads=True)[0]
+    assert not of_shift.any()  # as it is in exact arithmetic
 
 
 @compiled

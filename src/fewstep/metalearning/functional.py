@@ -72,8 +72,7 @@ class _ValueNorm(nn.Module):
         own = self.pool and self.given is None and not self.differentiable
         if not own or not fuses(convolution, x):
             return F.leaky_relu(self(convolution(x)), slope)
-        y, mean, var = block(x, convolution.weight, self.weight, self.bias, self.eps, slope)
-        mean = mean if convolution.bias is None else mean + convolution.bias.detach()
+        y, mean, var = block(x, convolution.weight, convolution.bias, self.weight, self.bias, self.eps, slope)
         self.seen[self.name] = Moments(mean, var)
         return y
 

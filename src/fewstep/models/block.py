@@ -39,7 +39,7 @@ class PooledBatchNorm(nn.BatchNorm2d):
         """LeakyReLU of the pooled norm of a convolution; one function where kernels take it."""
         if self.track_running_stats or not fuses(convolution, x):
             return F.leaky_relu(self(convolution(x)), slope)
-        return block(x, convolution.weight, self.weight, self.bias, self.eps, slope)[0]
+        return block(x, convolution.weight, convolution.bias, self.weight, self.bias, self.eps, slope)[0]
 
 
 def fuses(convolution: nn.Conv2d, x: Tensor) -> bool:
@@ -54,30 +54,37 @@ def fuses(convolution: nn.Conv2d, x: Tensor) -> bool:
 
 
 def block(
-    x: Tensor, filters: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, slope: float
+    x: Tensor,
+    filters: Tensor,
+    shift: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    slope: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """LeakyReLU(max-pool(norm(W ∗ x))), where `native.takes` x: a call for what is a dozen operators otherwise.
-
-    The bias of a convolution has no place in it: batch norm takes it away, and its gradient is zero.
+    """LeakyReLU(max-pool(norm(W ∗ x + b))), where `native.takes` x: a call for what is a dozen operators otherwise.
 
     Args:
         x: (N, C, H, W).
         filters: W (F, C, 3, 3).
+        shift: b (F,) or None. Its gradient is zero, and not computed: batch norm takes away what it adds.
         weight, bias: γ and β (F,) of the norm; None for ones and zeros.
         eps: ε, added to the variance.
         slope: of the activation below zero.
 
     Returns:
-        y (N, F, H // 2, W // 2), the mean (F,) and the biased variance (F,) of W ∗ x, which carry no gradient.
+        y (N, F, H // 2, W // 2), the mean (F,) and the biased variance (F,) of W ∗ x + b, which carry no gradient.
 
     Example:
-        >>> block(torch.randn(5, 1, 8, 8), torch.randn(8, 1, 3, 3), torch.ones(8), torch.zeros(8), 1e-5, 0.01)[0].shape
+        >>> x, filters = torch.randn(5, 1, 8, 8), torch.randn(8, 1, 3, 3)
+        >>> block(x, filters, None, None, None, 1e-5, 0.01)[0].shape if native.takes(x, 8) else x[:, :, ::2, ::2].shape
         torch.Size([5, 8, 4, 4])
     """
     weight = x.new_ones(len(filters)) if weight is None else weight
     bias = x.new_zeros(len(filters)) if bias is None else bias
-    y, mean, rstd, *_ = _Block.apply(x, filters, weight, bias, eps, slope, WHOLE)
-    return y, mean.detach(), (rstd.detach().pow(-2) - eps).clamp(min=0)
+    shift = None if shift is None else shift.detach()
+    y, mean, var, *_ = _Block.apply(x, filters, weight, bias, shift, eps, slope, WHOLE)
+    return y, mean, var
 
 
 # With z = W ∗ x, the gradient a of y and the cotangents u of the first gradient:
@@ -95,27 +102,29 @@ class _Block(Grouped):
 
     @staticmethod
     def forward(
-        x: Tensor, filters: Tensor, weight: Tensor, bias: Tensor, eps: float, slope: float, at: Geometry
-    ) -> tuple[Tensor, ...]:
-        z = native.convolve([(x, filters)], None, at.groups)
-        y, kept, corner, mean, rstd = native.pool_norm(z, weight, bias, eps, slope)
-        return y, mean, rstd, z, kept, corner
+        x: Tensor, filters: Tensor, weight: Tensor, bias: Tensor, shift: Tensor | None, eps: float, slope: float,
+        at: Geometry,
+    ) -> tuple[Tensor, ...]:  # fmt: skip
+        z = native.convolve([(x, filters)], shift, at.groups)
+        y, kept, corner, mean, var, rstd = native.pool_norm(z, weight, bias, eps, slope)
+        return y, mean, var, rstd, z, kept, corner
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        *tensors, ctx.eps, ctx.slope, ctx.at = inputs
+        *tensors, _, ctx.eps, ctx.slope, ctx.at = inputs
         ctx.mark_non_differentiable(*output[1:])
-        ctx.save_for_backward(*tensors, *output[1:])
+        _, mean, _, *rest = output
+        ctx.save_for_backward(*tensors, mean, *rest)
         ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx: Any, a: Tensor | None, *_: Any) -> Any:
         if a is None:
-            return (None,) * 7
+            return (None,) * 8
         x, filters, weight, bias, mean, rstd, z, kept, corner = ctx.saved_tensors
         settings = ctx.needs_input_grad[0], ctx.eps, ctx.slope, ctx.at
         results = _First.apply(a, x, filters, weight, bias, mean, rstd, z, kept, corner, *settings)
-        return *results[:4], None, None, None
+        return *results[:4], *[None] * 4
 
 
 class _First(Grouped):

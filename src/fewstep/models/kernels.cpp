@@ -417,7 +417,7 @@ template <class T> struct Kernels {
   };
 
   static INLINE void pool_norm(const T *x, const T *weight, const T *bias, T eps, T slope, T *y, T *kept, uint8_t *corner,
-                               T *mean, T *rstd, Pooled s) {
+                               T *mean, T *var, T *rstd, Pooled s) {
     const Size channels = s.channels, pixels = s.height * s.width;
     T *moments = scratch<SHARED>((s.images + 1) * 2 * channels);  // mean and squared deviations of each image
 #pragma omp parallel for
@@ -463,7 +463,8 @@ template <class T> struct Kernels {
         squares += own[channels] + delta * delta * pixels * n / (n + 1);
       }
       mean[c] = all;
-      rstd[c] = 1 / std::sqrt(squares / (s.images * pixels) + eps);
+      var[c] = squares / (s.images * pixels);
+      rstd[c] = 1 / std::sqrt(var[c] + eps);
       scale[c] = weight[c] * rstd[c];
       shift[c] = bias[c] - all * scale[c];
     }
@@ -616,8 +617,9 @@ template <class T> struct Kernels {
     else Kernels<T>::correlate(pairs, x, a, dw, z);                                                                     \
   }                                                                                                                     \
   void pool_norm_##S(const T *x, const T *weight, const T *bias, double eps, double slope, T *y, T *kept,               \
-                     uint8_t *corner, T *mean, T *rstd, Size n, Size height, Size width, Size channels) {               \
-    Kernels<T>::pool_norm(x, weight, bias, eps, slope, y, kept, corner, mean, rstd, {n, height, width, channels});      \
+                     uint8_t *corner, T *mean, T *var, T *rstd, Size n, Size height, Size width, Size channels) {       \
+    Kernels<T>::pool_norm(x, weight, bias, eps, slope, y, kept, corner, mean, var, rstd,                              \
+                          {n, height, width, channels});                                                                \
   }                                                                                                                     \
   void pool_norm_first_##S(const T *a, const T *x, const T *weight, const T *bias, const T *kept, const uint8_t *corner, \
                            const T *mean, const T *rstd, double slope, T *dx, T *d_weight, T *d_bias, Size n,           \

@@ -28,7 +28,7 @@ def _library() -> ctypes.CDLL | None:
 SIGNATURES = {  # a letter for each argument: pointer, integer, number
     "convolve": "ippppiiiiiii",
     "correlate": "ipppiiiiii",
-    "pool_norm": "pppddpppppiiii",
+    "pool_norm": "pppddppppppiiii",
     "pool_norm_first": "ppppppppdpppiiii",
     "pool_norm_second": "pppppppppppppdpppiiii",
 }
@@ -112,11 +112,11 @@ def correlate(pairs: Sequence[tuple[Tensor, Tensor]], groups: int = 1) -> Tensor
 
 
 def pool_norm(z: Tensor, weight: Tensor, bias: Tensor, eps: float, slope: float) -> tuple[Tensor, ...]:
-    """LeakyReLU(max-pool(norm(z))), the pixels of z that stay, which of four each is, mean, and 1/√(σ² + ε)."""
+    """LeakyReLU(max-pool(norm(z))), the pixels of z that stay, which of four each is, μ, σ² and 1/√(σ² + ε)."""
     z, weight, bias = _last(z), weight.contiguous(), bias.contiguous()
     n, channels, height, width = z.shape
     y = _maps(z, n, height // 2, width // 2, channels)
-    results = y, torch.empty_like(y), torch.empty_like(y, dtype=torch.uint8), _vector(z), _vector(z)
+    results = y, torch.empty_like(y), torch.empty_like(y, dtype=torch.uint8), *(_vector(z) for _ in range(3))
     _call("pool_norm", z.dtype, z, weight, bias, eps, slope, *results, n, height, width, channels)
     return results
 
