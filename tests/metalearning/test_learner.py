@@ -19,7 +19,7 @@ def test_names_of_meta_parameters_and_gradients():
     assert "norm.blocks.0.norm.weight" in names
     assert "model.blocks.0.norm.weight" not in names  # learned for each step instead
     assert "rates.blocks.0.norm.weight" not in names  # norms stay out of the inner loop
-    assert learner.meta_parameters()["norm.blocks.0.norm.weight"].shape == (2, 3)
+    assert learner.meta_parameters()["norm.blocks.0.norm.weight"].shape == (2, 4)
     assert learner.meta_parameters()["rates.head.bias"].shape == (2,)
 
 
@@ -58,7 +58,7 @@ def test_running_statistics_move_by_the_momentum_and_belong_to_steps():
     learner.update_running(seen)
     for part, start in (("mean", 0.0), ("var", 1.0)):
         running = learner.running.get_buffer(f"blocks.1.norm.{part}")
-        assert running.shape == (3, 3)
+        assert running.shape == (3, 4)
         assert torch.allclose(running, 0.9 * start + 0.1 * getattr(seen["blocks.1.norm"], part))
     first = learner.model.blocks[0].conv(batch.support_x[0])
     assert torch.allclose(seen["blocks.0.norm"].mean[0], first.mean((0, 2, 3)))

@@ -9,9 +9,11 @@ import torch
 
 from fewstep.cli.console import console
 from fewstep.errors import BadInput
+from fewstep.models import native
 from fewstep.tasks.omniglot import check
 from fewstep.training.run import environment
 
+KERNELS = "install a C++ compiler (g++), then fewstep again"
 OPTIONAL = {"pytest": "pip install 'fewstep[dev]'   (to run the tests)"}
 
 
@@ -31,7 +33,10 @@ class Doctor:
         found: dict[str, Any] = {k: v for k, v in environment("cpu").items() if k != "command"}
         devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
         found["devices"] = ["cpu", *devices]
+        found["kernels"] = native.processor() if native.there() else None
         missing = {}
+        if not native.there():
+            missing["kernels"] = f"no compiled kernels for {native.processor()}: tasks take longer; {KERNELS}"
         try:
             data = check(self.data_dir)
             found["omniglot"] = f"{data['place']} ({data['form']}, {data['images']} images)"

@@ -43,7 +43,13 @@ def side_by_side(task: Callable[[int], T], count: int, forward: Functional, devi
         with torch.set_grad_enabled(with_gradients):
             return task(index)
 
-    yield from _pool(torch.get_num_threads()).map(work, range(start, count))
+    threads = torch.get_num_threads()
+    results = _pool(threads).map(work, range(start, count))
+    torch.set_num_threads(1)  # else what is done with a result takes cores from the tasks, and keeps them a while
+    try:
+        yield from results
+    finally:
+        torch.set_num_threads(threads)
 
 
 def at_once(count: int, forward: Functional, device: torch.device) -> int:

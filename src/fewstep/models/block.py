@@ -67,7 +67,7 @@ def block(
     Args:
         x: (N, C, H, W).
         filters: W (F, C, 3, 3).
-        shift: b (F,) or None. Its gradient is zero, and not computed: batch norm takes away what it adds.
+        shift: b (F,) or None. Its gradient is zero: batch norm takes away what it adds.
         weight, bias: γ and β (F,) of the norm; None for ones and zeros.
         eps: ε, added to the variance.
         slope: of the activation below zero.
@@ -82,7 +82,6 @@ def block(
     """
     weight = x.new_ones(len(filters)) if weight is None else weight
     bias = x.new_zeros(len(filters)) if bias is None else bias
-    shift = None if shift is None else shift.detach()
     y, mean, var, *_ = _Block.apply(x, filters, weight, bias, shift, eps, slope, WHOLE)
     return y, mean, var
 
@@ -105,9 +104,7 @@ class _Block(Grouped):
         x: Tensor, filters: Tensor, weight: Tensor, bias: Tensor, shift: Tensor | None, eps: float, slope: float,
         at: Geometry,
     ) -> tuple[Tensor, ...]:  # fmt: skip
-        z = native.convolve([(x, filters)], shift, at.groups)
-        y, kept, corner, mean, var, rstd = native.pool_norm(z, weight, bias, eps, slope)
-        return y, mean, var, rstd, z, kept, corner
+        return native.block(x, filters, shift, weight, bias, eps, slope, at.groups)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -124,7 +121,8 @@ class _Block(Grouped):
         x, filters, weight, bias, mean, rstd, z, kept, corner = ctx.saved_tensors
         settings = ctx.needs_input_grad[0], ctx.eps, ctx.slope, ctx.at
         results = _First.apply(a, x, filters, weight, bias, mean, rstd, z, kept, corner, *settings)
-        return *results[:4], *[None] * 4
+        of_shift = torch.zeros_like(results[3]) if ctx.needs_input_grad[4] else None
+        return *results[:4], of_shift, None, None, None
 
 
 class _First(Grouped):
@@ -133,13 +131,9 @@ class _First(Grouped):
     filters_in, filters_out = (2,), (1,)
 
     @staticmethod
-    def forward(
-        a: Tensor, x: Tensor, filters: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor, z: Tensor,
-        kept: Tensor, corner: Tensor, of_x: bool, _eps: float, slope: float, at: Geometry,
-    ) -> tuple[Tensor | None, ...]:  # fmt: skip
-        dz, d_weight, d_bias = native.pool_norm_first(a, z, weight, bias, kept, corner, mean, rstd, slope)
-        dx = native.convolve([(dz, filters)], None, at.groups, turned=True) if of_x else None
-        return dx, native.correlate([(x, dz)], at.groups), d_weight, d_bias, dz
+    def forward(*inputs: Any) -> tuple[Tensor | None, ...]:
+        *given, of_x, _, slope, at = inputs
+        return native.block_first(*given, slope=slope, groups=at.groups, of_x=of_x)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -161,25 +155,9 @@ class _Second(Grouped):
     filters_in, filters_out = (1, 6), (2,)
 
     @staticmethod
-    def forward(
-        u_x: Tensor | None, u_filters: Tensor | None, u_weight: Tensor | None, u_bias: Tensor | None, a: Tensor,
-        x: Tensor, filters: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor, z: Tensor, kept: Tensor,
-        corner: Tensor, d_weight: Tensor, d_bias: Tensor, dz: Tensor,
-        of_x: bool, _eps: float, slope: float, at: Geometry,
-    ) -> tuple[Tensor | None, ...]:  # fmt: skip
-        through = [(u_x, filters), (x, u_filters)]
-        pairs = [(maps, by) for maps, by in through if maps is not None and by is not None]
-        u_z = native.convolve(pairs, None, at.groups) if pairs else torch.zeros_like(z)
-        u_weight, u_bias = (torch.zeros_like(mean) if u is None else u for u in (u_weight, u_bias))
-        g_a, g_z, g_weight = native.pool_norm_second(
-            u_z, u_weight, u_bias, a, z, weight, bias, kept, corner, mean, rstd, d_weight, d_bias, slope
-        )
-        g_x = None
-        if of_x:
-            pairs = [(g_z, filters)] if u_filters is None else [(g_z, filters), (dz, u_filters)]
-            g_x = native.convolve(pairs, None, at.groups, turned=True)
-        g_filters = native.correlate([(x, g_z)] if u_x is None else [(x, g_z), (u_x, dz)], at.groups)
-        return g_a, g_x, g_filters, g_weight
+    def forward(*inputs: Any) -> tuple[Tensor | None, ...]:
+        *given, of_x, _, slope, at = inputs
+        return native.block_second(*given, slope=slope, groups=at.groups, of_x=of_x)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, _output: Any) -> None:

@@ -267,7 +267,7 @@ template <class T> struct Kernels {
   };
 
   // y = Σ_p w_p ∗ x_p + bias over `pairs` of maps and filters; turned: the gradient of the maps
-  static INLINE void convolve(Size pairs, const T *const *x, const T *const *w, const T *bias, T *y, Sizes z, bool turned) {
+  static INLINE void convolve_many(Size pairs, const T *const *x, const T *const *w, const T *bias, T *y, bool turned, Sizes z) {
     const Shape s = z.shape();
     const Size in = z.in, out = z.out, maps_size = apart(TILES * in), sums_size = apart(TILES * out);
     T *filters = scratch<SHARED>(16 * pairs * in * out);
@@ -291,7 +291,7 @@ template <class T> struct Kernels {
   }
 
   // dw = Σ_p a_p ⋆ x_p
-  static INLINE void correlate(Size pairs, const T *const *x, const T *const *a, T *dw, Sizes z) {
+  static INLINE void correlate_many(Size pairs, const T *const *x, const T *const *a, T *dw, Sizes z) {
     const Shape s = z.shape();
     const Size in = z.in, out = z.out, size = 16 * in * out, maps_size = apart(TILES * in), gradients_size = apart(TILES * out);
     const Size blocks = (s.tiles() + TILES - 1) / TILES, threads = std::min<Size>(omp_get_max_threads(), blocks);
@@ -569,8 +569,8 @@ template <class T> struct Kernels {
     for (Size c = 0; c < channels; c++) {
       T r = rstd[c], m1 = sums[c] / count, m2 = sums[channels + c] * r / count, s1 = d_bias[c] / count, s2 = d_weight[c] / count;
       T q = sums[2 * channels + c] / count - m1 * s1 - m2 * s2;
-      shared[c] = r * (u_weight[c] - scale[c] * m2);
-      for_a[c] = u_bias[c] - scale[c] * m1 - shared[c] * mean[c];
+      shared[c] = r * ((u_weight ? u_weight[c] : 0) - scale[c] * m2);
+      for_a[c] = (u_bias ? u_bias[c] : 0) - scale[c] * m1 - shared[c] * mean[c];
       of_u[c] = -scale[c] * r * s2;
       of_x[c] = -r * (scale[c] * r * q + of_u[c] * m2 + shared[c] * s2);
       for_x[c] = -of_u[c] * m1 - shared[c] * s1 - of_x[c] * mean[c];
@@ -599,44 +599,89 @@ template <class T> struct Kernels {
       });
     }
   }
+
+  // --- what Python calls -------------------------------------------------------------------------------------------------
+
+  static void convolve(Size pairs, const T *const *x, const T *const *w, const T *bias, T *y, bool turned, Sizes z) {
+    if (z.in % W) convolve_few(pairs, x, w, bias, y, z);
+    else convolve_many(pairs, x, w, bias, y, turned, z);
+  }
+
+  static void correlate(Size pairs, const T *const *x, const T *const *a, T *dw, Sizes z) {
+    if (z.in % W) correlate_few(pairs, x, a, dw, z);
+    else correlate_many(pairs, x, a, dw, z);
+  }
+
+  static Sizes turned(Sizes z) { return {z.images, z.height, z.width, z.out, z.in, z.groups}; }
+  static Pooled pooled(Sizes z) { return {z.images, z.height, z.width, z.groups * z.out}; }
+
+  static void block(const T *x, const T *w, const T *shift, const T *weight, const T *bias, T eps, T slope, T *z, T *y, T *kept,
+                    uint8_t *corner, T *mean, T *var, T *rstd, Sizes s) {
+    convolve(1, &x, &w, shift, z, false, s);
+    pool_norm(z, weight, bias, eps, slope, y, kept, corner, mean, var, rstd, pooled(s));
+  }
+
+  static void block_first(const T *a, const T *x, const T *w, const T *weight, const T *bias, const T *mean, const T *rstd,
+                          const T *z, const T *kept, const uint8_t *corner, T slope, T *dx, T *dw, T *d_weight, T *d_bias, T *dz,
+                          Sizes s) {
+    pool_norm_first(a, z, weight, bias, kept, corner, mean, rstd, slope, dz, d_weight, d_bias, pooled(s));
+    const T *maps = dz;
+    if (dx) convolve(1, &maps, &w, nullptr, dx, true, turned(s));
+    correlate(1, &x, &maps, dw, s);
+  }
+
+  // Cotangents that are null are zero; room: for two maps like z
+  static void block_second(const T *u_x, const T *u_w, const T *u_weight, const T *u_bias, const T *a, const T *x, const T *w,
+                           const T *weight, const T *bias, const T *mean, const T *rstd, const T *z, const T *kept,
+                           const uint8_t *corner, const T *d_weight, const T *d_bias, const T *dz, T slope, T *g_a, T *g_x, T *g_w,
+                           T *g_weight, T *room, Sizes s) {
+    const Size map = s.images * s.height * s.width * s.groups * s.out;
+    T *u_z = room, *g_z = room + map;
+    const T *maps[2] = {u_x, x}, *filters[2] = {w, u_w};
+    if (u_x || u_w) convolve((u_x != nullptr) + (u_w != nullptr), maps + !u_x, filters + !u_x, nullptr, u_z, false, s);
+    else std::fill(u_z, u_z + map, T(0));
+    pool_norm_second(u_z, u_weight, u_bias, a, z, weight, bias, kept, corner, mean, rstd, d_weight, d_bias, slope, g_a, g_z,
+                     g_weight, pooled(s));
+    const T *inputs[2] = {x, u_x}, *outputs[2] = {g_z, dz};
+    if (g_x) convolve(1 + (u_w != nullptr), outputs, filters, nullptr, g_x, true, turned(s));
+    correlate(1 + (u_x != nullptr), inputs, outputs, g_w, s);
+  }
 };
 
 }  // namespace
 
-#define FUNCTIONS(T, S)                                                                                                  \
-  void convolve_##S(Size pairs, const T *const *x, const T *const *w, const T *bias, T *y, Size n, Size height,          \
-                    Size width, Size in, Size out, Size groups, Size turned) {                                          \
-    Kernels<T>::Sizes z{n, height, width, in, out, groups};                                                             \
-    if (in % Kernels<T>::W) Kernels<T>::convolve_few(pairs, x, w, bias, y, z);                                          \
-    else Kernels<T>::convolve(pairs, x, w, bias, y, z, turned);                                                         \
-  }                                                                                                                     \
-  void correlate_##S(Size pairs, const T *const *x, const T *const *a, T *dw, Size n, Size height, Size width, Size in,  \
-                     Size out, Size groups) {                                                                           \
-    Kernels<T>::Sizes z{n, height, width, in, out, groups};                                                             \
-    if (in % Kernels<T>::W) Kernels<T>::correlate_few(pairs, x, a, dw, z);                                              \
-    else Kernels<T>::correlate(pairs, x, a, dw, z);                                                                     \
-  }                                                                                                                     \
-  void pool_norm_##S(const T *x, const T *weight, const T *bias, double eps, double slope, T *y, T *kept,               \
-                     uint8_t *corner, T *mean, T *var, T *rstd, Size n, Size height, Size width, Size channels) {       \
-    Kernels<T>::pool_norm(x, weight, bias, eps, slope, y, kept, corner, mean, var, rstd,                              \
-                          {n, height, width, channels});                                                                \
-  }                                                                                                                     \
-  void pool_norm_first_##S(const T *a, const T *x, const T *weight, const T *bias, const T *kept, const uint8_t *corner, \
-                           const T *mean, const T *rstd, double slope, T *dx, T *d_weight, T *d_bias, Size n,           \
-                           Size height, Size width, Size channels) {                                                    \
-    Kernels<T>::pool_norm_first(a, x, weight, bias, kept, corner, mean, rstd, slope, dx, d_weight, d_bias,              \
-                                {n, height, width, channels});                                                          \
-  }                                                                                                                     \
-  void pool_norm_second_##S(const T *u, const T *u_weight, const T *u_bias, const T *a, const T *x, const T *weight,    \
-                            const T *bias, const T *kept, const uint8_t *corner, const T *mean, const T *rstd,          \
-                            const T *d_weight, const T *d_bias, double slope, T *g_a, T *g_x, T *g_weight, Size n,      \
-                            Size height, Size width, Size channels) {                                                   \
-    Kernels<T>::pool_norm_second(u, u_weight, u_bias, a, x, weight, bias, kept, corner, mean, rstd, d_weight, d_bias,   \
-                                 slope, g_a, g_x, g_weight, {n, height, width, channels});                              \
-  }
-
 extern "C" {
 Size vector_bytes() { return BYTES; }
+
+#define FUNCTIONS(T, S)                                                                                                  \
+  void convolve_##S(Size pairs, const T *const *x, const T *const *w, const T *bias, T *y, Size turned, Size n, Size h,  \
+                    Size width, Size in, Size out, Size groups) {                                                       \
+    Kernels<T>::convolve(pairs, x, w, bias, y, turned, {n, h, width, in, out, groups});                                 \
+  }                                                                                                                     \
+  void correlate_##S(Size pairs, const T *const *x, const T *const *a, T *dw, Size n, Size h, Size width, Size in,       \
+                     Size out, Size groups) {                                                                           \
+    Kernels<T>::correlate(pairs, x, a, dw, {n, h, width, in, out, groups});                                             \
+  }                                                                                                                     \
+  void block_##S(const T *x, const T *w, const T *shift, const T *weight, const T *bias, double eps, double slope, T *z, \
+                 T *y, T *kept, uint8_t *corner, T *mean, T *var, T *rstd, Size n, Size h, Size width, Size in,          \
+                 Size out, Size groups) {                                                                               \
+    Kernels<T>::block(x, w, shift, weight, bias, eps, slope, z, y, kept, corner, mean, var, rstd,                       \
+                      {n, h, width, in, out, groups});                                                                  \
+  }                                                                                                                     \
+  void block_first_##S(const T *a, const T *x, const T *w, const T *weight, const T *bias, const T *mean,               \
+                       const T *rstd, const T *z, const T *kept, const uint8_t *corner, double slope, T *dx, T *dw,      \
+                       T *d_weight, T *d_bias, T *dz, Size n, Size h, Size width, Size in, Size out, Size groups) {      \
+    Kernels<T>::block_first(a, x, w, weight, bias, mean, rstd, z, kept, corner, slope, dx, dw, d_weight, d_bias, dz,    \
+                            {n, h, width, in, out, groups});                                                            \
+  }                                                                                                                     \
+  void block_second_##S(const T *u_x, const T *u_w, const T *u_weight, const T *u_bias, const T *a, const T *x,         \
+                        const T *w, const T *weight, const T *bias, const T *mean, const T *rstd, const T *z,           \
+                        const T *kept, const uint8_t *corner, const T *d_weight, const T *d_bias, const T *dz,          \
+                        double slope, T *g_a, T *g_x, T *g_w, T *g_weight, T *room, Size n, Size h, Size width,         \
+                        Size in, Size out, Size groups) {                                                               \
+    Kernels<T>::block_second(u_x, u_w, u_weight, u_bias, a, x, w, weight, bias, mean, rstd, z, kept, corner, d_weight,  \
+                             d_bias, dz, slope, g_a, g_x, g_w, g_weight, room, {n, h, width, in, out, groups});         \
+  }
 FUNCTIONS(float, f32)
 FUNCTIONS(double, f64)
 }

@@ -17,20 +17,33 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 TYPES = {torch.float32: "f32", torch.float64: "f64"}
 
 
+def processor() -> str:
+    """The kind of processor, as torch sees it: "avx2", "avx512" or "default".
+
+    Example:
+        >>> processor() == torch.backends.cpu.get_cpu_capability().lower()
+        True
+    """
+    return torch.backends.cpu.get_cpu_capability().lower()
+
+
+def there() -> bool:
+    """Whether the kernels were compiled for this processor."""
+    return _library() is not None
+
+
 @functools.cache
 def _library() -> ctypes.CDLL | None:
-    """The kernels for this processor, as torch sees it; None where they were not compiled."""
-    processor = torch.backends.cpu.get_cpu_capability().lower()
-    found = importlib.util.find_spec(f"fewstep.models._kernels_{processor}")
+    found = importlib.util.find_spec(f"fewstep.models._kernels_{processor()}")
     return None if found is None or found.origin is None else ctypes.CDLL(found.origin)
 
 
 SIGNATURES = {  # a letter for each argument: pointer, integer, number
-    "convolve": "ippppiiiiiii",
-    "correlate": "ipppiiiiii",
-    "pool_norm": "pppddppppppiiii",
-    "pool_norm_first": "ppppppppdpppiiii",
-    "pool_norm_second": "pppppppppppppdpppiiii",
+    "convolve": "ippppi" + "i" * 6,
+    "correlate": "ippp" + "i" * 6,
+    "block": "pppppdd" + "p" * 7 + "i" * 6,
+    "block_first": "p" * 10 + "d" + "p" * 5 + "i" * 6,
+    "block_second": "p" * 17 + "d" + "p" * 5 + "i" * 6,
 }
 KINDS = {"p": ctypes.c_void_p, "i": ctypes.c_int64, "d": ctypes.c_double}
 
@@ -56,7 +69,7 @@ def takes(x: Tensor, filters: int) -> bool:
         and x.dtype in TYPES
         and type(x) is Tensor
         and filters % lanes(x.dtype) == 0
-        and _library() is not None
+        and there()
         and _get_current_dispatch_mode() is None
         and not torch.is_autocast_enabled("cpu")
     )
@@ -87,18 +100,17 @@ def convolve(
     if turned:
         inside, outside = outside, inside
     if outside % lanes(maps[0].dtype):
-        return _few(maps, filters, groups)
+        return _few(list(zip(maps, filters, strict=True)), groups)
     y = _maps(maps[0], n, height, width, outside * groups)
     bias = None if bias is None else bias.contiguous()
-    sizes = n, height, width, inside, outside, groups, turned
-    _call("convolve", y.dtype, len(pairs), _pointers(maps), _pointers(filters), bias, y, *sizes)
+    sizes = n, height, width, inside, outside, groups
+    _call("convolve", y.dtype, len(pairs), _pointers(maps), _pointers(filters), bias, y, turned, *sizes)
     return y
 
 
-def _few(gradients: Sequence[Tensor], filters: Sequence[Tensor], groups: int) -> Tensor:
+def _few(pairs: Sequence[tuple[Tensor, Tensor]], groups: int) -> Tensor:
     """The gradient of images of one or three channels: seldom asked for."""
-    parts = [F.conv_transpose2d(a, w, padding=1, groups=groups) for a, w in zip(gradients, filters, strict=True)]
-    return torch.stack(parts).sum(0)
+    return torch.stack([F.conv_transpose2d(a, w, padding=1, groups=groups) for a, w in pairs]).sum(0)
 
 
 def correlate(pairs: Sequence[tuple[Tensor, Tensor]], groups: int = 1) -> Tensor:
@@ -111,48 +123,73 @@ def correlate(pairs: Sequence[tuple[Tensor, Tensor]], groups: int = 1) -> Tensor
     return filters
 
 
-def pool_norm(z: Tensor, weight: Tensor, bias: Tensor, eps: float, slope: float) -> tuple[Tensor, ...]:
-    """LeakyReLU(max-pool(norm(z))), the pixels of z that stay, which of four each is, μ, σ² and 1/√(σ² + ε)."""
-    z, weight, bias = _last(z), weight.contiguous(), bias.contiguous()
-    n, channels, height, width = z.shape
-    y = _maps(z, n, height // 2, width // 2, channels)
-    results = y, torch.empty_like(y), torch.empty_like(y, dtype=torch.uint8), *(_vector(z) for _ in range(3))
-    _call("pool_norm", z.dtype, z, weight, bias, eps, slope, *results, n, height, width, channels)
-    return results
-
-
-def pool_norm_first(
-    a: Tensor, z: Tensor, weight: Tensor, bias: Tensor, kept: Tensor, corner: Tensor, mean: Tensor, rstd: Tensor,
+def block(
+    x: Tensor,
+    filters: Tensor,
+    shift: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
     slope: float,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """dz, dγ, dβ for the gradient a of what `pool_norm` gives."""
-    a, z, weight, bias, kept, corner = (
-        _last(a),
-        _last(z),
-        weight.contiguous(),
-        bias.contiguous(),
-        *map(_last, (kept, corner)),
-    )
-    n, channels, height, width = z.shape
-    results = _maps(z, n, height, width, channels), _vector(z), _vector(z)
-    given = a, z, weight, bias, kept, corner, mean, rstd
-    _call("pool_norm_first", z.dtype, *given, slope, *results, n, height, width, channels)
-    return results
+    groups: int,
+) -> tuple[Tensor, ...]:
+    """y = LeakyReLU(max-pool(norm(z))) of z = W ∗ x + b.
+
+    Returns:
+        y, μ, σ², 1/√(σ² + ε), z, the pixels of z that pooling keeps, and which of four each of them is.
+    """
+    given = x, filters, shift, weight, bias = _dense(x, filters, shift, weight, bias)
+    (n, channels, height, width), outside = x.shape, len(filters)
+    z, y = _maps(x, n, height, width, outside), _maps(x, n, height // 2, width // 2, outside)
+    kept, corner = torch.empty_like(y), torch.empty_like(y, dtype=torch.uint8)
+    mean, var, rstd = (torch.empty_like(weight) for _ in range(3))
+    sizes = n, height, width, channels // groups, outside // groups, groups
+    _call("block", x.dtype, *given, eps, slope, z, y, kept, corner, mean, var, rstd, *sizes)
+    return y, mean, var, rstd, z, kept, corner
 
 
-def pool_norm_second(
-    u: Tensor, u_weight: Tensor, u_bias: Tensor, a: Tensor, z: Tensor, weight: Tensor, bias: Tensor, kept: Tensor,
-    corner: Tensor, mean: Tensor, rstd: Tensor, d_weight: Tensor, d_bias: Tensor, slope: float,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """The pull-back of (u, u_γ, u_β) through `pool_norm_first`, to a, z and γ."""
-    n, channels, height, width = z.shape
-    results = _maps(a, n, height // 2, width // 2, channels), _maps(z, n, height, width, channels), _vector(z)
-    given = [
-        _last(t) if t.dim() == 4 else t.contiguous()
-        for t in (u, u_weight, u_bias, a, z, weight, bias, kept, corner, mean, rstd, d_weight, d_bias)
-    ]
-    _call("pool_norm_second", z.dtype, *given, slope, *results, n, height, width, channels)
-    return results
+def block_first(*given: Tensor, slope: float, groups: int, of_x: bool) -> tuple[Tensor | None, ...]:
+    """dx, dW, dγ, dβ and dz for the gradient a of y.
+
+    Args:
+        given: a, x, W, γ, β, μ, 1/√(σ² + ε), z, and the two of pooling.
+        of_x: whether to compute dx.
+    """
+    given = _, x, filters, weight, *_ = _dense(*given)
+    (n, channels, height, width), outside = x.shape, len(filters)
+    sizes = n, height, width, channels // groups, outside // groups, groups
+    few = sizes[3] % lanes(x.dtype) != 0
+    dx = torch.empty_like(x) if of_x and not few else None
+    dz = _maps(x, n, height, width, outside)
+    d_filters, d_weight, d_bias = torch.empty_like(filters), torch.empty_like(weight), torch.empty_like(weight)
+    _call("block_first", x.dtype, *given, slope, dx, d_filters, d_weight, d_bias, dz, *sizes)
+    return _few([(dz, filters)], groups) if of_x and few else dx, d_filters, d_weight, d_bias, dz
+
+
+def block_second(*given: Tensor | None, slope: float, groups: int, of_x: bool) -> tuple[Tensor | None, ...]:
+    """The pull-back of (u_x, u_W, u_γ, u_β) through `block_first`, to a, x, W and γ.
+
+    Args:
+        given: the cotangents, zero where None; what `block_first` was given; dγ, dβ and dz.
+        of_x: whether to compute what goes to x.
+    """
+    given = _, u_filters, _, _, a, x, filters, weight, *_, dz = _dense(*given)
+    (n, channels, height, width), outside = x.shape, len(filters)
+    sizes = n, height, width, channels // groups, outside // groups, groups
+    few = sizes[3] % lanes(x.dtype) != 0
+    g_x = torch.empty_like(x) if of_x and not few else None
+    g_a, g_filters, g_weight = torch.empty_like(a), torch.empty_like(filters), torch.empty_like(weight)
+    room = _maps(x, 2 * n, height, width, outside)
+    _call("block_second", x.dtype, *given, slope, g_a, g_x, g_filters, g_weight, room, *sizes)
+    if of_x and few:
+        both = [(room[n:], filters)] if u_filters is None else [(room[n:], filters), (dz, u_filters)]
+        g_x = _few(both, groups)
+    return g_a, g_x, g_filters, g_weight
+
+
+def _dense(*tensors: Tensor | None) -> Any:
+    """Maps with the channels last, vectors without gaps."""
+    return tuple(t if t is None else _last(t) if t.dim() == 4 else t.contiguous() for t in tensors)
 
 
 def _last(t: Tensor) -> Tensor:
@@ -162,10 +199,6 @@ def _last(t: Tensor) -> Tensor:
 def _maps(like: Tensor, n: int, height: int, width: int, channels: int) -> Tensor:
     """New maps (n, channels, height, width) with the channels last."""
     return torch.empty((n, channels, height, width), dtype=like.dtype, memory_format=torch.channels_last)
-
-
-def _vector(z: Tensor) -> Tensor:
-    return torch.empty(z.shape[1], dtype=z.dtype)
 
 
 def _pointers(tensors: Sequence[Tensor]) -> ctypes.Array:
