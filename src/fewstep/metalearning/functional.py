@@ -149,9 +149,8 @@ class Functional:
 
     def train_like(self, model: nn.Module | None) -> None:
         """Dropout and the like behave as in `model`, or as in evaluation where it is None."""
-        self._training = (
-            tuple(module.training for module in model.modules()) if model else (False,) * len(self._training)
-        )
+        modes = (False,) * len(self._training) if model is None else (module.training for module in model.modules())
+        self._training = tuple(modes)
 
     @property
     def shareable(self) -> bool | None:
