@@ -197,6 +197,8 @@ def test_figures_are_drawn(run, tmp_path):
     try:
         paths = scaling_figure.draw(json.loads(run[0].read_text()), tmp_path)
     except BadInput as error:
+        if "requires Google Chrome" not in str(error):
+            raise  # a browser is there, and the figure is at fault
         pytest.skip(str(error))
     assert all("<svg" in path.read_text()[:200] for path in paths)
 

@@ -150,3 +150,22 @@ def test_predictors_and_copies_answer_from_several_threads():
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+def test_an_empty_container_drops_out_in_training_and_not_in_adaptation():
+    """A module of no length is false, and still a module."""
+
+    class Bag(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.5)).double()
+
+        def __len__(self):
+            return 0
+
+        def forward(self, x):
+            return self.layers(x)
+
+    learner, batch = fewstep.Learner(Bag(), fewstep.preset("maml", steps=0)), vectors()
+    assert (learner.meta_gradient(batch).query_logits == 0).any()
+    assert not (learner.adapt(batch.support_x[0], batch.support_y[0])(batch.query_x[0]) == 0).any()

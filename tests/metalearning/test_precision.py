@@ -106,6 +106,21 @@ def test_tf32_changes_nothing_on_a_cpu_and_the_flags_of_others_come_back():
     assert (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32) == before
 
 
+def test_tf32_holds_where_a_model_that_vmap_cannot_take_goes_on_by_loop():
+    class OnCuda(fewstep.Learner):
+        device = torch.device("cuda")
+
+    def run(strategy):
+        seen.append((strategy, torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32))
+        if strategy == "vectorized":
+            raise RuntimeError("vmap cannot")
+
+    seen, made = [], OnCuda(torch.nn.Linear(2, 3), fewstep.preset("maml"), precision="tf32")
+    x, y = torch.randn(1, 3, 2), torch.arange(3)[None]
+    made.by_strategy(fewstep.TaskBatch(x, y, x, y), None, run)
+    assert seen == [("vectorized", True, True), ("loop", True, True)]
+
+
 def test_double_precision_stays_under_the_default():
     made = conv_learner(fewstep.preset("maml", steps=1))
     assert made.meta_gradient(images()).loss.dtype == torch.float64

@@ -92,6 +92,21 @@ def test_tasks_go_on_several_threads(threads):
     assert not any(name.startswith("Main") for name in noted(learner, vectors()))
 
 
+@pytest.mark.parametrize("enabled", [True, False])
+def test_tasks_on_threads_take_gradients_where_the_caller_does(threads, enabled):
+    """Torch's own setting is each thread's, and on at its start."""
+    threads(2)
+    learner = fewstep.Learner(Noting(), fewstep.preset("maml"))
+    learner.meta_gradient(vectors(), strategy="loop")  # finds out
+
+    def task(_):
+        return threading.current_thread().name.startswith("fewstep"), torch.is_grad_enabled()
+
+    for _ in range(2):
+        with torch.set_grad_enabled(enabled):
+            assert list(side_by_side(task, 4, learner._forward, CPU)) == [(True, enabled)] * 4
+
+
 @pytest.mark.parametrize("layer", [nn.Dropout(0.5), nn.RReLU()])
 def test_a_model_that_draws_random_numbers_goes_on_one_thread(threads, layer):
     threads(2)

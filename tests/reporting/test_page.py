@@ -184,6 +184,28 @@ def test_what_cannot_be_read_is_said(page, tmp_path):
     assert not (tmp_path / "report.html").exists()
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [{"metric": 3}, {"value": None}, {"interval95": "0.1"}, {"by_step": None}, {"by_step": []}, {"by_step": ["x"]},
+     {"per_task": 0.5}, {"per_task": [None]}, {"statistics": []}, {"count": None}, {"steps": "two"}, {"chance": "a"},
+     {"per_query": "a"}, {"per_query": 0.5, "per_query_interval95": None}, {"members": None}],
+)  # fmt: skip
+def test_a_damaged_score_is_said(page, damage):
+    for scored in ({"single": score(**damage)}, {"single": score(), "ensemble": score(**damage)}, score(**damage)):
+        with pytest.raises(BadInput, match=r"score\.json holds no score; evaluate the run again, or remove it"):
+            page([], scored)
+
+
+@pytest.mark.parametrize(
+    "scored",
+    [{"single": 3}, {"single": None}, {"single": [score()]}, {"single": score(), "ensemble": 3},
+     {"single": score(), "epoch": "first"}],
+)  # fmt: skip
+def test_what_is_no_score_is_said(page, scored):
+    with pytest.raises(BadInput, match="holds no score"):
+        page([], scored)
+
+
 def test_a_run_of_ones_own_loop_with_hardly_any_configuration(page):
     text = page([train(3)], settings={"note": "mine"})
     assert "a method on own tasks" in text

@@ -109,3 +109,16 @@ def test_damaged_and_foreign_npz_are_named(archive):
     np.savez(path, images=np.zeros((3, 3), np.uint8), alphabet=["a"], character=["b"], background=[True])
     with pytest.raises(BadInput, match=r"omniglot.npz holds images of shape \(3, 3\) uint8, not \(40, 3, 105, 14\)"):
         read(archive.folder)
+    with path.open("wb") as file:
+        np.save(file, np.zeros((40, 3, 105, 14), np.uint8))
+    with pytest.raises(
+        BadInput, match=r"omniglot.npz cannot be read \(.*it holds one array, not an archive of several\)"
+    ):
+        read(archive.folder)
+    right = {"images": np.zeros((40, 3, 105, 14), np.uint8), "alphabet": ["a"] * 40, "character": ["b"] * 40}
+    np.savez(path, **right | {"alphabet": "a"}, background=[True] * 40)
+    with pytest.raises(BadInput, match=r"omniglot.npz cannot be read \(.*iteration over a 0-d array"):
+        read(archive.folder)
+    np.savez(path, **right, background=True)
+    with pytest.raises(BadInput, match=r"omniglot.npz does not name the alphabet, character and set of each of its 40"):
+        read(archive.folder)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
@@ -52,20 +53,20 @@ class Contest:
             BadInput: entries of different test tasks, nothing that could be measured.
         """
         prepare(self.budget.threads)
-        device(self.budget.device)  # before any training: a mistake must not cost one
+        where = device(self.budget.device)  # before any training: a mistake must not cost one
         if self.measuring.count < 1:
             raise BadInput(f"count is {self.measuring.count}; measure on at least one task")
         tasks, mark = same_tasks(self.entries, self.measuring.count, self.data)
         try:
             self._train()
-            scores = self._measure(tasks)
+            scores = self._measure(tasks, where)
         except KeyboardInterrupt as stopped:
             errors.print(f"{stopped or 'stopped'}; what is trained stays. Go on with:", markup=False)
             errors.print(f"  {program()} {shlex.join(sys.argv[1:])}", markup=False)
             return 130
         rows = self._rows(scores)
         self.notes += remarks(rows, self.statistics)
-        record = self._record(rows, scores, {"description": tasks.description, "fingerprint": mark})
+        record = self._record(rows, scores, {"description": tasks.description, "fingerprint": mark}, where)
         # Shown before it is written: measurements take long, and the folder may be read-only.
         if self.measuring.format == "json":
             print(json.dumps(record))
@@ -91,7 +92,7 @@ class Contest:
                     self.notes.append(f"{name}, seed {training.seed}, failed and is left out ({log}): {failure}")
                     errors.print(self.notes[-1], markup=False)
 
-    def _measure(self, tasks: Tasks) -> dict[str, dict[int, Score]]:
+    def _measure(self, tasks: Tasks, where: torch.device) -> dict[str, dict[int, Score]]:
         """Every run at its best validation epoch, by name and seed."""
         ready = [(name, t) for name, several in self.entries.items() for t in several if t.taken or t.run.finished]
         scores: dict[str, dict[int, Score]] = {}
@@ -105,7 +106,7 @@ class Contest:
 
             for name, training in ready:
                 learner, _ = training.experiment.build(self.data(training.experiment))
-                learner.to(device(self.budget.device))
+                learner.to(where)
                 learner.strategy, learner.micro_batch = self.budget.strategy, self.budget.micro_batch
                 training.run.load(learner)
                 try:
@@ -141,7 +142,7 @@ class Contest:
         return compare(entries, one.metric)
 
     def _record(
-        self, rows: Sequence[Row], scores: dict[str, dict[int, Score]], tasks: dict[str, Any]
+        self, rows: Sequence[Row], scores: dict[str, dict[int, Score]], tasks: dict[str, Any], where: torch.device
     ) -> dict[str, Any]:
         """All that is needed to compute the table again."""
         return {
@@ -167,7 +168,7 @@ class Contest:
                 ]}
                 for row in rows
             ],
-            "environment": environment(str(device(self.budget.device))),
+            "environment": environment(str(where)),
         }  # fmt: skip
 
     def _show(self, rows: Sequence[Row]) -> None:

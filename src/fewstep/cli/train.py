@@ -4,7 +4,7 @@ import shlex
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
@@ -58,9 +58,8 @@ class Train(TrainInShort):
         prepare(budget.threads)
         where = device(budget.device)
         experiment = Experiment(self.preset, self.seed, **vars(choices), **vars(self.images))
-        name = f"{self.preset}-{choices.data}-{choices.ways}x{choices.shots or 1}"
-        run = Run(self.directory or Path("runs") / name)
         learner, tasks = ranks.together(experiment.build)
+        run = Run(self.directory or Path("runs") / run_name(self.preset, tasks.description))
         learner.to(where if ranks.size == 1 else ranks.device)
         learner.ranks, learner.strategy, learner.micro_batch = ranks, budget.strategy, budget.micro_batch
         if run.exists and run.finished:
@@ -94,3 +93,14 @@ class Train(TrainInShort):
         page = write_page(run)
         console.print(f"run  {run.directory}\npage {page}\nnext {program()} evaluate {run.directory}")
         return 0
+
+
+def run_name(preset: str, tasks: dict[str, Any]) -> str:
+    """What a run is called that was given no directory.
+
+    Example:
+        >>> run_name("maml", {"name": "strokes", "ways": 5, "shots": 1}), run_name("maml", {"name": "sine", "shots": 5})
+        ('maml-strokes-5x1', 'maml-sine-5-shot')
+    """
+    ways, shots = tasks.get("ways"), tasks["shots"]
+    return f"{preset}-{tasks['name']}-" + (f"{ways}x{shots}" if ways else f"{shots}-shot")

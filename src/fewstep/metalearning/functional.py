@@ -10,6 +10,7 @@ import copy
 import itertools
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -107,6 +108,16 @@ def _slots(twin: nn.Module) -> Iterator[_Slot]:
                     yield _Slot(tensors, key, name, tensor)
 
 
+@dataclass
+class _Twin:
+    """A copy of the twin for one call at a time: a call swaps its tensors. `training`: its modes, module by module."""
+
+    module: nn.Module
+    norms: list[_ValueNorm]
+    slots: list[_Slot]
+    training: tuple[bool, ...] = ()
+
+
 def _on_meta(tensor: Tensor) -> Tensor:
     empty = tensor.detach().to("meta")
     return nn.Parameter(empty, requires_grad=False) if isinstance(tensor, nn.Parameter) else empty
@@ -150,19 +161,18 @@ class Functional:
         self._attention: bool | None = None  # whether the model has any; found out at the first call
         self._draws: dict[tuple[bool, ...], bool] = {}  # whether it draws random numbers, by what is in training mode
         self._lock = threading.RLock()
-        self._local = threading.local()
+        self._idle: list[_Twin] = []  # as many as calls ever were under way at once
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in ("_lock", "_local")}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_lock", "_idle")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _lock=threading.RLock(), _local=threading.local())
+        self.__dict__.update(state, _lock=threading.RLock(), _idle=[])
 
     def train_like(self, model: nn.Module | None) -> None:
         """Dropout and the like behave as in `model`, or as in evaluation where it is None."""
-        self._training = (
-            tuple(module.training for module in model.modules()) if model else (False,) * len(self._training)
-        )
+        modes = (False,) * len(self._training) if model is None else (module.training for module in model.modules())
+        self._training = tuple(modes)
 
     @property
     def shareable(self) -> bool | None:
@@ -171,18 +181,23 @@ class Functional:
             return None
         return not (self._attention or self._draws[self._training])
 
-    def _mine(self) -> nn.Module:
-        """This thread's twin: a call swaps the tensors of a module, so threads must not share one."""
-        mine = self._local
-        if not hasattr(mine, "twin"):
-            mine.twin, mine.training = copy.deepcopy(self.twin), None
-            mine.norms = [module for module in mine.twin.modules() if isinstance(module, _ValueNorm)]
-            mine.slots = list(_slots(mine.twin))
-        if mine.training != self._training:
-            mine.training = self._training
-            for module, training in zip(mine.twin.modules(), self._training, strict=True):
-                module.training = training
-        return mine.twin
+    @contextlib.contextmanager
+    def _idle_twin(self) -> Iterator[_Twin]:
+        """A twin that no other call has, in the modes of the moment; idle again afterwards."""
+        try:
+            twin = self._idle.pop()  # in one step, so that no two threads get the same
+        except IndexError:
+            module = copy.deepcopy(self.twin)
+            norms = [layer for layer in module.modules() if isinstance(layer, _ValueNorm)]
+            twin = _Twin(module, norms, list(_slots(module)))
+        try:
+            if twin.training != self._training:
+                twin.training = self._training
+                for layer, training in zip(twin.module.modules(), twin.training, strict=True):
+                    layer.training = training
+            yield twin
+        finally:
+            self._idle.append(twin)
 
     def __call__(
         self,
@@ -199,30 +214,39 @@ class Functional:
             given: normalise by these statistics; by the batch's own where None.
             differentiable: let gradients flow through the statistics that come back.
         """
+        with self._idle_twin() as twin:
+            return self._call(twin, parameters, x, given, differentiable)
+
+    def _call(
+        self,
+        twin: _Twin,
+        parameters: dict[str, Tensor],
+        x: Tensor | tuple[Tensor, ...],
+        given: Statistics | None = None,
+        differentiable: bool = False,
+    ) -> tuple[Tensor, Statistics]:
         seen: Statistics = {}
         inputs = x if isinstance(x, tuple) else (x,)
-        twin = self._mine()
-        norms, slots = self._local.norms, self._local.slots
         with contextlib.ExitStack() as inside:
             if self._attention is not False:
                 inside.enter_context(self._lock)  # the choice of kernels is the whole process's
                 inside.enter_context(math_attention())
             watch = inside.enter_context(AttentionWatch()) if self._attention is None else None
             inside.enter_context(half(self.precision, next(iter(parameters.values())).device))
-            before = None if self._training in self._draws else torch.get_rng_state()
-            for norm in norms:
+            before = None if twin.training in self._draws else torch.get_rng_state()
+            for norm in twin.norms:
                 norm.given, norm.seen, norm.differentiable = given, seen, differentiable
             try:
-                for slot in slots:
+                for slot in twin.slots:
                     slot.tensors[slot.key] = parameters.get(slot.name, slot.empty)
-                output = tree_map(_whole, twin(*inputs))
+                output = tree_map(_whole, twin.module(*inputs))
             finally:
-                for slot in slots:
+                for slot in twin.slots:
                     slot.tensors[slot.key] = slot.empty
-                for norm in norms:
+                for norm in twin.norms:
                     norm.given, norm.seen = None, {}  # keep no tensor of a task alive
             if before is not None:
-                self._draws[self._training] = not torch.equal(before, torch.get_rng_state())
+                self._draws[twin.training] = not torch.equal(before, torch.get_rng_state())
             if watch:
                 self._attention = watch.seen
         return output, seen
@@ -230,8 +254,8 @@ class Functional:
     def not_twice_differentiable(self, parameters: dict[str, Tensor], x: Any) -> str | None:
         """The innermost layer that torch cannot differentiate twice, with the reason; None where there is none."""
         leaves = {n: p.detach().requires_grad_(p.is_floating_point()) for n, p in parameters.items()}
-        with SecondDerivativeProbe(self._mine()) as probe:
-            self(leaves, x)
+        with self._idle_twin() as twin, SecondDerivativeProbe(twin.module) as probe:
+            self._call(twin, leaves, x)
         if not probe.found:
             return None
         name, kind, reason = probe.found

@@ -311,21 +311,20 @@ class Learner(nn.Module):
             BadInput: a model that vmap cannot take, where `vectorized` was asked for.
         """
         chosen = self.chosen_strategy(batch, strategy)
-        try:
-            with products(self.precision, self.device):
+        with products(self.precision, self.device):
+            try:
                 return run(chosen)
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:
-            if chosen != "vectorized":
+            except torch.OutOfMemoryError:
                 raise
-            if (strategy or self.strategy) != "auto":
-                reason = str(error).splitlines()[0]
-                raise BadInput(f"this model cannot run vectorized ({reason}); use strategy loop") from error
-            with products(self.precision, self.device):
+            except RuntimeError as error:
+                if chosen != "vectorized":
+                    raise
+                if (strategy or self.strategy) != "auto":
+                    reason = str(error).splitlines()[0]
+                    raise BadInput(f"this model cannot run vectorized ({reason}); use strategy loop") from error
                 result = run("loop")
-            self._loops_only = True  # only now: an error of another kind would have come again
-            return result
+                self._loops_only = True  # only now: an error of another kind would have come again
+                return result
 
     @torch.no_grad()
     def check(self, support_x: Any, support_y: Tensor) -> None:

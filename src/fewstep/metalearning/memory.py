@@ -113,11 +113,13 @@ def _peak(tried: Learner, batch: TaskBatch, available: int | None) -> int:
     take(min(steps, 1))  # what libraries load when first used is no task's
     measure = measure_of(tried.device)
     if available is not None and steps > 1 and tried.chosen_strategy(batch) != "recompute":
-        least, count, found = 0, 1, peak(1)
+        none, one = peak(0), peak(1)
+        count, found = 1, one
         while found * steps > available * count:  # a graph grows at most in proportion to its steps
             if found * 2 > available:
-                return found + (found - least) * (steps - count) // (count - count // 2)
-            least, count = found, min(2 * count, steps)
+                each = (found - one) // (count - 1) if count > 1 else found - none
+                return found + each * (steps - count)
+            count = min(2 * count, steps)
             found = peak(count)
     started = time.perf_counter()
     for _ in range(len(batch)):

@@ -1,5 +1,6 @@
 """A run directory as one self-contained HTML page: what was trained, how it went, what it is worth."""
 
+import itertools
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -35,11 +36,7 @@ def write_page(run: Run) -> Path:
         Traceback (most recent call last):
         fewstep.errors.BadInput: runs/none is not a run directory: it has no config.json
     """
-    config, score, metrics = run.config, _read(run, "score.json"), run.metrics()
-    if score and "single" not in score:
-        score = {"single": score}  # a bare Score, written from Python
-    if score and not {"metric", "value", "by_step", "per_task"} <= set(score["single"]):
-        raise BadInput(f"{run.directory}/score.json holds no score; evaluate the run again")
+    config, score, metrics = run.config, _score(run), run.metrics()
     account = Account(
         run.directory,
         config,
@@ -51,6 +48,30 @@ def write_page(run: Run) -> Path:
     path = run.directory / "report.html"
     write_atomically(path, page(account).encode())
     return path
+
+
+def _score(run: Run) -> Record:
+    """What was evaluated last, by the command or, as a bare `Score`, from Python; empty where nothing was."""
+    record = _read(run, "score.json")
+    score = {"single": record} if record and "single" not in record else record
+    several = [score["single"], *([score["ensemble"]] if score.get("ensemble") else [])] if score else []
+    if not all(map(_is_score, several)) or not isinstance(score.get("epoch", 0), int | None):
+        raise BadInput(f"{run.directory}/score.json holds no score; evaluate the run again, or remove it")
+    return score
+
+
+def _is_score(record: Any) -> bool:
+    """Whether a record has what the page shows of a `Score`."""
+    if not isinstance(record, dict) or not {"metric", "statistics"} <= {k for k, v in record.items() if type(v) is str}:
+        return False
+    lists: list[Any] = [record.get("by_step"), record.get("per_task")]
+    if not all(isinstance(values, list) and values for values in lists):
+        return False
+    needed = ["value", "interval95", "count", "steps", "members"]
+    needed += [name for name in ("chance", "per_query") if record.get(name) is not None]
+    needed += ["per_query_interval95"] if "per_query" in needed else []
+    numbers = [*map(record.get, needed), *itertools.chain(*lists)]
+    return all(isinstance(number, int | float) for number in numbers)
 
 
 def _read(run: Run, name: str) -> Record:

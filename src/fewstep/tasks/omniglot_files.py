@@ -106,11 +106,14 @@ def read(data_dir: str | os.PathLike[str] | None = None) -> Drawings:
 def _read_npz(place: Path) -> Drawings:
     path = place / "omniglot.npz"
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+        with path.open("rb") as file:
+            archive = np.load(file, allow_pickle=False)
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise ValueError("it holds one array, not an archive of several")
             packed, background = archive["images"], archive["background"]
             alphabets, characters = map(str, archive["alphabet"]), map(str, archive["character"])
             drawings = Drawings(packed, tuple(alphabets), tuple(characters), background, "npz", place)
-    except _UNREADABLE as error:
+    except (*_UNREADABLE, TypeError) as error:
         raise BadInput(
             f"{path} cannot be read ({_reason(error)}); it is damaged or not Omniglot's npz: "
             f"delete it and {_HOW_TO_GET_IT}"
@@ -122,7 +125,8 @@ def _read_npz(place: Path) -> Drawings:
             f"{path} holds images of shape {packed.shape} {packed.dtype}, not {expected} uint8; it is not "
             "Omniglot's npz"
         )
-    if not len(drawings.alphabets) == len(drawings.characters) == len(background) == classes:
+    sizes = {(len(drawings.alphabets),), (len(drawings.characters),), background.shape}
+    if sizes != {(classes,)}:
         raise BadInput(f"{path} does not name the alphabet, character and set of each of its {classes} classes")
     return drawings
 

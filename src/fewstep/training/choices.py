@@ -19,7 +19,7 @@ N, X, NAME, PATH, BOOL = own("N"), own("X"), own("NAME"), own("PATH"), own("BOOL
 
 @dataclass(frozen=True, kw_only=True)
 class Images:
-    """How images are read; None means the data set's own way.
+    """How images are read and halved; None means the data set's own way.
 
     Example:
         >>> Images(image_size=20).split is None
@@ -36,6 +36,8 @@ class Images:
     """Omniglot: lanczos or nearest."""
     image_size: Annotated[int, N] = 28
     """Pixels a side (28)."""
+    downsample: Annotated[Literal["max_pool", "stride"], NAME] = "max_pool"
+    """Conv4 halves by max_pool or stride."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +65,6 @@ class Choices:
     """Of images: conv4 or resnet12 (conv4)."""
     filters: Annotated[int, N] = 64
     """Channels; resnet12 doubles them each block (64)."""
-    downsample: Annotated[Literal["max_pool", "stride"], NAME] = "max_pool"
-    """Conv4 halves by max_pool or stride."""
     precision: Annotated[Literal["float32", "tf32", "bf16"] | None, NAME] = None
     """Of convolutions: float32, tf32, bf16 (float32)."""
     steps: Annotated[int | None, N] = None

@@ -5,6 +5,7 @@ environment.json     versions, machine, threads
 metrics.jsonl        one JSON record a line: `train` several times an epoch, `validation` once
 checkpoints/         last.safetensors, and one file for each of the best validation epochs
 score.json           what `fewstep evaluate` measured last
+.lock                there while it is trained, with the process that does so
 """
 
 import json
@@ -22,6 +23,7 @@ import torch
 from fewstep.errors import BadInput
 from fewstep.metalearning.inner_loop import Meta
 from fewstep.metalearning.learner import Learner
+from fewstep.training.alone import LOCK
 from fewstep.training.checkpoint import load_checkpoint, restore_module, without_prefix, write_atomically
 
 
@@ -111,7 +113,7 @@ class Run:
         if self.begun:
             self.require(config)
             return
-        if not self.exists and self.directory.is_dir() and any(self.directory.iterdir()):
+        if not self.exists and self.directory.is_dir() and {p.name for p in self.directory.iterdir()} - {LOCK}:
             raise BadInput(f"{self.directory} is not empty and not a run directory; choose another --directory")
         self._write("config.json", config)
         self._write("environment.json", environment(device, processes))

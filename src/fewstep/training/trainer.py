@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from fewstep.metalearning.learner import Learner
 from fewstep.methods import to_json
 from fewstep.tasks.batch import TaskBatch
 from fewstep.tasks.source import Tasks
+from fewstep.training.alone import alone
 from fewstep.training.checkpoint import (
     load_checkpoint,
     optimizer_tensors,
@@ -82,7 +84,8 @@ def train(
     Raises:
         BadInput: a loss or gradient that is not finite (names epoch, step and tensor; nothing of that step is applied
             and the last checkpoint stays; on an accelerator it is noticed at the next record, and the learner goes back
-            to the one before), a directory of another run, a full disk. RankGone: another process ended.
+            to the one before), a directory of another run or in which another process trains, a full disk.
+        RankGone: another process of this training ended.
         Interrupted: Ctrl-C or SIGTERM, after the current outer step and a checkpoint.
 
     Example:
@@ -99,17 +102,35 @@ def train(
     iterations = recipe.iterations if iterations is None else iterations
     meta_batch = recipe.tasks if meta_batch is None else meta_batch
     check_length(epochs, iterations, meta_batch, validation_tasks)
-    ranks = learner.ranks
+    training = {"epochs": epochs, "iterations": iterations, "meta_batch": meta_batch,
+                "validation_tasks": validation_tasks}  # fmt: skip
     described = {
         **(config or {}),
         "method": to_json(learner.method),
         "tasks": tasks.description,
-        "training": {"epochs": epochs, "iterations": iterations, "meta_batch": meta_batch,
-                     "validation_tasks": validation_tasks},
+        "training": training,
         "precision": None if learner.precision == "float32" else learner.precision,  # None: as in a run without it
         "parameters": {name: list(p.shape) for name, p in learner.meta_parameters().items()},
-    }  # fmt: skip
-    ranks.on_first(lambda: run.open(described, str(learner.device), ranks.size))
+    }
+    with ExitStack() as held:
+        learner.ranks.on_first(lambda: held.enter_context(alone(run.directory)))
+        learner.ranks.on_first(lambda: run.open(described, str(learner.device), learner.ranks.size))
+        _train(run, learner, tasks, **training, watch=watch)
+    return run
+
+
+def _train(
+    run: Run,
+    learner: Learner,
+    tasks: Tasks,
+    epochs: int,
+    iterations: int,
+    meta_batch: int,
+    validation_tasks: int,
+    watch: Watch | None,
+) -> None:
+    """From the run's last checkpoint to its end."""
+    ranks = learner.ranks
     parameters = learner.meta_parameters()
     optimizer = learner.method.outer.optimizer(dict(parameters))
     state = ranks.together(lambda: _restore(run, learner, optimizer, State(0, epochs * iterations)))
@@ -157,10 +178,9 @@ def train(
             ranks.on_first(lambda: _save(run, learner, optimizer, state))
             saved = time.perf_counter()
             if stopped and state.step < state.total:
-                raise Interrupted(f"stopped after outer step {state.step} of {state.total}; saved in {directory}")
+                raise Interrupted(f"stopped after outer step {state.step} of {state.total}; saved in {run.directory}")
     ranks.on_first(lambda: run.load(learner))
     ranks.copy(learner.state_dict().values())
-    return run
 
 
 def check_length(epochs: int, iterations: int, meta_batch: int, validation_tasks: int) -> None:
