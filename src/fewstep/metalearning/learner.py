@@ -24,9 +24,9 @@ from fewstep.tasks.batch import TaskBatch
 
 T = TypeVar("T")
 
-# Support values a task on a CPU below which all tasks at once are faster: small tasks are bound by call overhead, and
-# one of them does not keep several threads busy; the maps of many larger ones at once leave the cache.
-VECTORIZED_BELOW, VECTORIZED_BELOW_WITH_THREADS = 1024, 8192
+# Support values a task on a CPU below which all tasks at once are faster: tiny tasks are bound by call overhead. Larger
+# ones are as fast one by one, and leave the cache and twenty times the memory if all are held at once.
+VECTORIZED_BELOW = 1024
 
 
 class MetaGradient(NamedTuple):
@@ -301,8 +301,7 @@ class Learner(nn.Module):
         if batch.support_y.device.type != "cpu":
             return "vectorized"
         leaves = batch.support_x if isinstance(batch.support_x, tuple) else (batch.support_x,)
-        limit = VECTORIZED_BELOW if torch.get_num_threads() == 1 else VECTORIZED_BELOW_WITH_THREADS
-        return "vectorized" if sum(leaf[0].numel() for leaf in leaves) < limit else "loop"
+        return "vectorized" if sum(leaf[0].numel() for leaf in leaves) < VECTORIZED_BELOW else "loop"
 
     def by_strategy(self, batch: TaskBatch, strategy: str | None, run: Callable[[str], T]) -> T:
         """`run` with the strategy for a meta-batch; `auto` goes on by `loop` where vmap cannot take the model.
