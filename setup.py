@@ -2,9 +2,11 @@
 
 import platform
 import sys
+from glob import glob
 
 from setuptools import Extension, setup
 
+SOURCES = "src/fewstep/models/kernels"
 FLAGS = ["-O3", "-std=gnu++17", "-Wno-psabi"]
 PROCESSORS = {"avx2": ["-mavx2", "-mfma"], "avx512": ["-mavx512f", "-mavx2", "-mfma"]}
 THREADS = ["-fopenmp"] if sys.platform == "linux" else []  # elsewhere torch brings a library of another make
@@ -13,7 +15,8 @@ THREADS = ["-fopenmp"] if sys.platform == "linux" else []  # elsewhere torch bri
 def kernels(processor: str, flags: list[str]) -> Extension:
     return Extension(
         f"fewstep.models._kernels_{processor}",
-        ["src/fewstep/models/kernels.cpp"],
+        [f"{SOURCES}/kernels.cpp"],
+        depends=glob(f"{SOURCES}/*.h"),
         extra_compile_args=[*FLAGS, *flags, *THREADS],
         extra_link_args=THREADS,
         optional=True,

@@ -94,7 +94,9 @@ def test_adapting_and_predicting_make_no_pass_too_many():
 # Nobody asks for the gradient of the images, nor for what goes to them.
 
 
-@pytest.mark.skipif(not native.takes(torch.zeros(1, 1, 4, 4), 8), reason="no compiled kernels here")
+@pytest.mark.skipif(
+    not native.takes(torch.zeros(1, 1, 4, 4), torch.zeros(8, 1, 3, 3)), reason="no compiled kernels here"
+)
 @pytest.mark.parametrize("strategy", ["loop", "vectorized"])
 @pytest.mark.parametrize("steps", [1, 3])
 @pytest.mark.parametrize("name", ["maml", "fomaml"])

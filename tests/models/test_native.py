@@ -17,7 +17,9 @@ from fewstep.models.convolution import Conv2d
 
 LAST = torch.channels_last
 EXPECTED = sys.platform == "linux" and platform.machine() == "x86_64"
-compiled = pytest.mark.skipif(not native.takes(torch.zeros(1, 16, 4, 4), 16), reason="no compiled kernels here")
+compiled = pytest.mark.skipif(
+    not native.takes(torch.zeros(1, 16, 4, 4), torch.zeros(16, 16, 3, 3)), reason="no compiled kernels here"
+)
 SHAPES = [  # images, channels, filters, height, width
     (5, 1, 16, 9, 8),
     (3, 16, 32, 7, 6),
@@ -72,7 +74,7 @@ def assert_close(mine, others, tolerance):
 def test_kernels_are_compiled_where_they_should_be():
     """Otherwise all tests below would be skipped, and nobody would notice but by the clock."""
     if EXPECTED and torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512"):
-        assert native.takes(torch.zeros(1, 16, 4, 4), 16)
+        assert native.takes(torch.zeros(1, 16, 4, 4), torch.zeros(16, 16, 3, 3))
 
 
 # --- a block --------------------------------------------------------------------------------------------------------
@@ -246,17 +248,41 @@ def test_convolutions_equal_torchs(size, channels, groups):
 
 @compiled
 def test_kernels_take_what_they_can():
-    x = torch.zeros(2, 16, 4, 4)
-    assert native.takes(x, 16)
-    assert native.takes(x.double(), 16)
-    assert not native.takes(x, 15)
-    assert not native.takes(x.bfloat16(), 16)
-    assert not native.takes(x.to("meta"), 16)
-    assert not native.takes(FakeTensorMode().from_tensor(x), 16)
+    x, filters = torch.zeros(2, 16, 4, 4), torch.zeros(16, 16, 3, 3)
+    assert native.takes(x, filters)
+    assert native.takes(x.double(), filters.double())
+    assert native.takes(torch.zeros(2, 32, 4, 4), filters, groups=1) is False
+    assert native.takes(torch.zeros(2, 32, 4, 4), torch.cat((filters, filters)), groups=2)
+    assert not native.takes(x, filters.double())
+    assert not native.takes(x, filters[:15])
+    assert not native.takes(x, filters[..., :1])
+    assert not native.takes(x[0], filters)
+    assert not native.takes(x.bfloat16(), filters.bfloat16())
+    assert not native.takes(x.to("meta"), filters.to("meta"))
+    assert not native.takes(FakeTensorMode().from_tensor(x), filters)
     with Calls():
-        assert not native.takes(x, 16)
+        assert not native.takes(x, filters)
     with torch.autocast("cpu", torch.bfloat16):
-        assert not native.takes(x, 16)
+        assert not native.takes(x, filters)
+
+
+@compiled
+@pytest.mark.parametrize("wrong", [torch.zeros(8), torch.zeros(16, dtype=torch.float64)])
+@pytest.mark.parametrize("which", range(3))
+def test_vectors_that_do_not_fit_are_refused_before_memory_is_read(which, wrong):
+    vectors = [torch.zeros(16)] * 3
+    vectors[which] = wrong
+    with pytest.raises(ValueError, match=r"gives 16 channels of torch\.float32; its bias or the norm"):
+        block(torch.zeros(2, 16, 4, 4), torch.zeros(16, 16, 3, 3), *vectors, 1e-5, 0.0)
+
+
+@compiled
+def test_images_that_do_not_fit_get_torchs_error():
+    model = Conv4(ways=5, filters=16, image_size=16)
+    with pytest.raises(RuntimeError, match="channels"):
+        model.blocks[1](torch.zeros(2, 8, 8, 8))
+    with pytest.raises(RuntimeError, match=r"same|type"):
+        model.blocks[1](torch.zeros(2, 16, 8, 8, dtype=torch.float64))
 
 
 @compiled

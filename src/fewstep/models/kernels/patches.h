@@ -1,0 +1,80 @@
+// Convolution of images with few channels, and the gradient of its filters: patches times filters.
+#pragma once
+
+#include "product.h"
+
+namespace fewstep {
+
+// The patches of a row of pixels, (width, 9 · channels), rows counted through all images.
+// `lines` is room for three rows with a margin.
+template <class T>
+INLINE void patches(const Sizes &s, const T *x, Size channels, Size pixel, Size row, T *lines, T *out) {
+  Size line = (s.width + 2) * channels;
+  for (Size i = 0; i < 3; i++) {
+    T *to = lines + i * line;
+    Size y = row % s.height + i - 1;
+    std::fill(to, to + line, T(0));
+    if (y < 0 || y >= s.height) continue;
+    const T *from = x + (row + i - 1) * s.width * pixel;
+    for (Size j = 0; j < s.width; j++)
+      for (Size c = 0; c < channels; c++) to[(j + 1) * channels + c] = from[j * pixel + c];
+  }
+  auto gather = [&](Size around) __attribute__((always_inline)) {
+    for (Size j = 0; j < s.width; j++)
+      for (Size i = 0; i < 3; i++, out += around)
+        for (Size c = 0; c < around; c++) out[c] = lines[i * line + j * channels + c];
+  };
+  if (channels == 1)
+    gather(3);  // a number known to the compiler
+  else if (channels == 3)
+    gather(9);
+  else
+    gather(3 * channels);
+}
+
+template <class T>
+INLINE void transpose(const T *a, Size rows, Size columns, T *out) {
+  for (Size i = 0; i < rows; i++)
+    for (Size j = 0; j < columns; j++) out[j * rows + i] = a[i * columns + j];
+}
+
+template <class T>
+INLINE void patchwise(Size pairs, const T *const *x, const T *const *w, const T *bias, T *y, Sizes z) {
+  const Size in = z.in, out = z.out, depth = 9 * in, wide = z.groups * out, width = z.width;
+  T *filters = scratch<T, SHARED>(depth * out);
+  for (Size g = 0; g < z.groups; g++)
+    for (Size p = 0; p < pairs; p++) {
+      transpose(w[p] + g * depth * out, out, depth, filters);
+#pragma omp parallel for
+      for (Size row = 0; row < z.images * z.height; row++) {
+        T *block = scratch<T, OWN>(depth * width + 3 * (width + 2) * in), *to = y + row * width * wide + g * out;
+        patches(z, x[p] + g * in, in, z.groups * in, row, block + depth * width, block);
+        for (Size j = 0; p == 0 && bias && j < width; j++)
+          std::copy(bias + g * out, bias + (g + 1) * out, to + j * wide);
+        product(width, out, depth, block, depth, 1, filters, out, to, wide, bias || p > 0);
+      }
+    }
+}
+
+template <class T>
+INLINE void patchwise_gradient(Size pairs, const T *const *x, const T *const *a, T *dw, Sizes z) {
+  const Size in = z.in, out = z.out, depth = 9 * in, wide = z.groups * out, width = z.width, size = depth * out;
+  const Size rows = z.images * z.height, threads = std::min<Size>(omp_get_max_threads(), rows);
+  T *sums = scratch<T, SHARED>(threads * size);
+  for (Size g = 0; g < z.groups; g++) {
+#pragma omp parallel for num_threads(threads)
+    for (Size t = 0; t < threads; t++) {
+      T *block = scratch<T, OWN>(depth * width + 3 * (width + 2) * in), *own = sums + t * size;
+      bool more = false;
+      for (Size p = 0; p < pairs; p++)
+        for (Size row = t * rows / threads; row < (t + 1) * rows / threads; row++, more = true) {
+          patches(z, x[p] + g * in, in, z.groups * in, row, block + depth * width, block);
+          product(depth, out, width, block, 1, depth, a[p] + row * width * wide + g * out, wide, own, out, more);
+        }
+    }
+    for (Size t = 1; t < threads; t++) add(sums, sums + t * size, size);
+    transpose(sums, depth, out, dw + g * size);
+  }
+}
+
+}  // namespace fewstep

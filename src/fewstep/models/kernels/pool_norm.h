@@ -1,0 +1,242 @@
+// Batch norm, max-pooling 2×2 and activation, with two derivatives.
+//
+// The formulas are those of batch_norm.py. kept (images, h, w, channels) are the pixels of x that pooling keeps and
+// corner which of the four each is; the activation multiplies what is below zero by `slope`.
+#pragma once
+
+#include <cmath>
+
+#include "vectors.h"
+
+namespace fewstep {
+
+template <class T>
+using Mask = decltype(Vec<T>{} < Vec<T>{});
+template <class T>
+struct ByteRegister {
+  typedef uint8_t type __attribute__((vector_size(W<T>), aligned(1), may_alias));
+};
+template <class T>
+using Bytes = typename ByteRegister<T>::type;
+
+template <class T>
+INLINE Mask<T> corners(const uint8_t *p) {
+  return __builtin_convertvector(*(const Bytes<T> *)p, Mask<T>);
+}
+template <class T>
+INLINE Vec<T> active(Vec<T> y, Vec<T> a, T slope) {
+  return y > 0 ? a : slope * a;
+}
+
+struct Pooled {
+  Size images, height, width, channels;
+  Size h() const { return height / 2; }
+  Size w() const { return width / 2; }
+  INLINE Size kept(Size n, Size i, Size j) const { return ((n * h() + i) * w() + j) * channels; }
+  INLINE Size pixel(Size n, Size i, Size j) const { return ((n * height + i) * width + j) * channels; }
+  INLINE Size corner(Size n, Size i, Size j, int q) const { return pixel(n, 2 * i + q / 2, 2 * j + q % 2); }
+
+  // f(place) for every pixel that no 2×2 window holds
+  template <class F>
+  INLINE void rest(Size n, F f) const {
+    for (Size i = 0; i < height; i++)
+      for (Size j = i < 2 * h() ? 2 * w() : 0; j < width; j++) f(pixel(n, i, j));
+  }
+};
+
+template <class T>
+INLINE void pool_norm(const T *x, const T *weight, const T *bias, T eps, T slope, T *y, T *kept, uint8_t *corner,
+                      T *mean, T *var, T *rstd, Pooled s) {
+  const Size channels = s.channels, pixels = s.height * s.width;
+  T *moments = scratch<T, SHARED>((s.images + 1) * 2 * channels);  // mean and squared deviations of each image
+#pragma omp parallel for
+  for (Size n = 0; n < s.images; n++) {
+    T *own = moments + n * 2 * channels, *squares = own + channels;
+    std::fill(own, own + 2 * channels, T(0));
+    for (Size p = 0; p < pixels; p++)
+      for (Size c = 0; c < channels; c += W<T>)
+        store(own + c, load(own + c) + load(x + (n * pixels + p) * channels + c));
+    for (Size c = 0; c < channels; c++) own[c] /= pixels;
+    for (Size i = 0; i < s.h(); i++)
+      for (Size j = 0; j < s.w(); j++)
+        for (Size c = 0; c < channels; c += W<T>) {
+          Vec<T> v[4], sum{}, sign = load(weight + c) < 0 ? Vec<T>{} - 1 : Vec<T>{} + 1;
+          for (int q = 0; q < 4; q++) {
+            v[q] = load(x + s.corner(n, i, j, q) + c);
+            Vec<T> d = v[q] - load(own + c);
+            sum += d * d;
+          }
+          store(squares + c, load(squares + c) + sum);
+          Vec<T> most = v[0] * sign;
+          Mask<T> at{};
+          for (int q = 1; q < 4; q++) {
+            Mask<T> more = v[q] * sign > most;
+            most = more ? v[q] * sign : most;
+            at = more ? Mask<T>{} + q : at;
+          }
+          store(kept + s.kept(n, i, j) + c, most * sign);
+          *(Bytes<T> *)(corner + s.kept(n, i, j) + c) = __builtin_convertvector(at, Bytes<T>);
+        }
+    s.rest(n, [&](Size p) {
+      for (Size c = 0; c < channels; c += W<T>) {
+        Vec<T> d = load(x + p + c) - load(own + c);
+        store(squares + c, load(squares + c) + d * d);
+      }
+    });
+  }
+  T *scale = moments + s.images * 2 * channels, *shift = scale + channels;
+  for (Size c = 0; c < channels; c++) {
+    T all = 0, squares = 0;
+    for (Size n = 0; n < s.images; n++) {  // the moments of two parts, as of the whole
+      T *own = moments + n * 2 * channels + c, delta = own[0] - all;
+      all += delta / (n + 1);
+      squares += own[channels] + delta * delta * pixels * n / (n + 1);
+    }
+    mean[c] = all;
+    var[c] = squares / (s.images * pixels);
+    rstd[c] = 1 / std::sqrt(var[c] + eps);
+    scale[c] = weight[c] * rstd[c];
+    shift[c] = bias[c] - all * scale[c];
+  }
+#pragma omp parallel for
+  for (Size n = 0; n < s.images; n++)
+    for (Size p = s.kept(n, 0, 0); p < s.kept(n + 1, 0, 0); p += channels)
+      for (Size c = 0; c < channels; c += W<T>) {
+        Vec<T> v = load(scale + c) * load(kept + p + c) + load(shift + c);
+        store(y + p + c, active(v, v, slope));
+      }
+}
+
+// Sums over images, in the order of the images whatever the number of threads.
+template <class T>
+INLINE void total(const T *of_each, Size images, Size count, T *out) {
+  std::fill(out, out + count, T(0));
+  for (Size n = 0; n < images; n++)
+    for (Size c = 0; c < count; c++) out[c] += of_each[n * count + c];
+}
+
+template <class T>
+INLINE void pool_norm_first(const T *a, const T *x, const T *weight, const T *bias, const T *kept,
+                            const uint8_t *corner, const T *mean, const T *rstd, T slope, T *dx, T *d_weight, T *d_bias,
+                            Pooled s) {
+  const Size channels = s.channels, count = s.images * s.height * s.width;
+  T *scale = scratch<T, SHARED>((4 + 2 + 2 * s.images) * channels), *shift = scale + channels, *of_x = shift + channels,
+    *constant = of_x + channels, *sums = constant + channels, *of_each = sums + 2 * channels;
+  for (Size c = 0; c < channels; c++) scale[c] = weight[c] * rstd[c], shift[c] = bias[c] - mean[c] * scale[c];
+#pragma omp parallel for
+  for (Size n = 0; n < s.images; n++) {
+    T *s1 = of_each + n * 2 * channels, *s2 = s1 + channels;
+    std::fill(s1, s1 + 2 * channels, T(0));
+    for (Size p = s.kept(n, 0, 0); p < s.kept(n + 1, 0, 0); p += channels)
+      for (Size c = 0; c < channels; c += W<T>) {
+        Vec<T> v = load(kept + p + c), own = active(load(scale + c) * v + load(shift + c), load(a + p + c), slope);
+        store(s1 + c, load(s1 + c) + own);
+        store(s2 + c, load(s2 + c) + own * (v - load(mean + c)));
+      }
+  }
+  total(of_each, s.images, 2 * channels, sums);
+  for (Size c = 0; c < channels; c++) {
+    d_bias[c] = sums[c];
+    d_weight[c] = sums[channels + c] * rstd[c];
+    of_x[c] = -scale[c] * rstd[c] * d_weight[c] / count;
+    constant[c] = -scale[c] * d_bias[c] / count - of_x[c] * mean[c];
+  }
+#pragma omp parallel for
+  for (Size n = 0; n < s.images; n++) {
+    for (Size i = 0; i < s.h(); i++)
+      for (Size j = 0; j < s.w(); j++)
+        for (Size c = 0; c < channels; c += W<T>) {
+          Size p = s.kept(n, i, j) + c;
+          Vec<T> scaled = load(scale + c),
+                 own = scaled * active(scaled * load(kept + p) + load(shift + c), load(a + p), slope);
+          Mask<T> at = corners<T>(corner + p);
+          for (int q = 0; q < 4; q++) {
+            Size to = s.corner(n, i, j, q) + c;
+            store(dx + to, load(of_x + c) * load(x + to) + load(constant + c) + (at == q ? own : Vec<T>{}));
+          }
+        }
+    s.rest(n, [&](Size p) {
+      for (Size c = 0; c < channels; c += W<T>)
+        store(dx + p + c, load(of_x + c) * load(x + p + c) + load(constant + c));
+    });
+  }
+}
+
+template <class T>
+INLINE void pool_norm_second(const T *u, const T *u_weight, const T *u_bias, const T *a, const T *x, const T *weight,
+                             const T *bias, const T *kept, const uint8_t *corner, const T *mean, const T *rstd,
+                             const T *d_weight, const T *d_bias, T slope, T *g_a, T *g_x, T *g_weight, Pooled s) {
+  const Size channels = s.channels;
+  const T count = s.images * s.height * s.width;
+  T *scale = scratch<T, SHARED>((7 + 3 + 3 * s.images) * channels), *shift = scale + channels,
+    *shared = shift + channels, *of_u = shared + channels, *of_x = of_u + channels, *for_a = of_x + channels,
+    *for_x = for_a + channels, *sums = for_x + channels, *of_each = sums + 3 * channels;
+  for (Size c = 0; c < channels; c++) scale[c] = weight[c] * rstd[c], shift[c] = bias[c] - mean[c] * scale[c];
+#pragma omp parallel for
+  for (Size n = 0; n < s.images; n++) {
+    T *t1 = of_each + n * 3 * channels, *t2 = t1 + channels, *ua = t2 + channels;
+    std::fill(t1, t1 + 3 * channels, T(0));
+    for (Size i = 0; i < s.h(); i++)
+      for (Size j = 0; j < s.w(); j++)
+        for (Size c = 0; c < channels; c += W<T>) {
+          Size p = s.kept(n, i, j) + c;
+          Vec<T> own = active(load(scale + c) * load(kept + p) + load(shift + c), load(a + p), slope), there{}, sum{},
+                 moment{};
+          Mask<T> at = corners<T>(corner + p);
+          for (int q = 0; q < 4; q++) {
+            Size from = s.corner(n, i, j, q) + c;
+            Vec<T> v = load(u + from);
+            sum += v;
+            moment += v * (load(x + from) - load(mean + c));
+            there = at == q ? v : there;
+          }
+          store(t1 + c, load(t1 + c) + sum);
+          store(t2 + c, load(t2 + c) + moment);
+          store(ua + c, load(ua + c) + there * own);
+        }
+    s.rest(n, [&](Size p) {
+      for (Size c = 0; c < channels; c += W<T>) {
+        Vec<T> v = load(u + p + c);
+        store(t1 + c, load(t1 + c) + v);
+        store(t2 + c, load(t2 + c) + v * (load(x + p + c) - load(mean + c)));
+      }
+    });
+  }
+  total(of_each, s.images, 3 * channels, sums);
+  for (Size c = 0; c < channels; c++) {
+    T r = rstd[c], m1 = sums[c] / count, m2 = sums[channels + c] * r / count, s1 = d_bias[c] / count,
+      s2 = d_weight[c] / count;
+    T q = sums[2 * channels + c] / count - m1 * s1 - m2 * s2;
+    shared[c] = r * ((u_weight ? u_weight[c] : 0) - scale[c] * m2);
+    for_a[c] = (u_bias ? u_bias[c] : 0) - scale[c] * m1 - shared[c] * mean[c];
+    of_u[c] = -scale[c] * r * s2;
+    of_x[c] = -r * (scale[c] * r * q + of_u[c] * m2 + shared[c] * s2);
+    for_x[c] = -of_u[c] * m1 - shared[c] * s1 - of_x[c] * mean[c];
+    g_weight[c] = count * r * q;
+  }
+#pragma omp parallel for
+  for (Size n = 0; n < s.images; n++) {
+    for (Size i = 0; i < s.h(); i++)
+      for (Size j = 0; j < s.w(); j++)
+        for (Size c = 0; c < channels; c += W<T>) {
+          Size p = s.kept(n, i, j) + c;
+          Vec<T> scaled = load(scale + c), v = load(kept + p), y = scaled * v + load(shift + c), there{};
+          Vec<T> own = load(shared + c) * active(y, load(a + p), slope);
+          Mask<T> at = corners<T>(corner + p);
+          for (int q = 0; q < 4; q++) {
+            Size to = s.corner(n, i, j, q) + c;
+            Vec<T> w = load(u + to);
+            there = at == q ? w : there;
+            store(g_x + to,
+                  load(of_u + c) * w + load(of_x + c) * load(x + to) + load(for_x + c) + (at == q ? own : Vec<T>{}));
+          }
+          store(g_a + p, active(y, scaled * there + load(shared + c) * v + load(for_a + c), slope));
+        }
+    s.rest(n, [&](Size p) {
+      for (Size c = 0; c < channels; c += W<T>)
+        store(g_x + p + c, load(of_u + c) * load(u + p + c) + load(of_x + c) * load(x + p + c) + load(for_x + c));
+    });
+  }
+}
+
+}  // namespace fewstep

@@ -1,0 +1,74 @@
+// Vector registers and memory: what all kernels share.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdlib>
+
+#ifdef _OPENMP
+#include <omp.h>
+#else
+static int omp_get_max_threads() { return 1; }
+#endif
+
+#ifdef __AVX512F__
+constexpr int BYTES = 64;  // of a vector register
+#else
+constexpr int BYTES = 32;
+#endif
+
+#define INLINE inline __attribute__((always_inline))
+
+namespace fewstep {
+
+using Size = int64_t;
+
+template <class T>
+struct Register {
+  typedef T type __attribute__((vector_size(BYTES), aligned(sizeof(T)), may_alias));
+};
+template <class T>
+using Vec = typename Register<T>::type;
+template <class T>
+constexpr Size W = BYTES / sizeof(T);
+
+template <class T>
+INLINE Vec<T> load(const T *p) {
+  return *(const Vec<T> *)p;
+}
+template <class T>
+INLINE void store(T *p, Vec<T> v) {
+  *(Vec<T> *)p = v;
+}
+
+template <class T>
+INLINE void add(T *total, const T *part, Size count) {
+  for (Size i = 0; i < count; i++) total[i] += part[i];
+}
+
+// Memory that outlives the call, of this thread and this purpose.
+enum Purpose { SHARED, OWN };
+template <class T, Purpose>
+T *scratch(Size count) {
+  static thread_local struct Block {
+    T *data = nullptr;
+    Size size = 0;
+    ~Block() { std::free(data); }
+  } block;
+  if (count > block.size) {
+    std::free(block.data);
+    block.data = static_cast<T *>(std::aligned_alloc(64, (count * sizeof(T) + 63) / 64 * 64));
+    block.size = count;
+  }
+  return block.data;
+}
+
+// Of a convolution; channels are those of a group.
+struct Sizes {
+  Size images, height, width, in, out, groups;
+  Size down() const { return (height + 1) / 2; }  // tiles of 2×2 pixels
+  Size right() const { return (width + 1) / 2; }
+  Size tiles() const { return images * down() * right(); }
+};
+
+}  // namespace fewstep

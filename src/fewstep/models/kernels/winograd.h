@@ -1,0 +1,235 @@
+// Winograd's convolution F(2×2, 3×3), its gradients and the gradient of its filters.
+//
+//     Y = Aᵀ [ (G w Gᵀ) ⊙ (Bᵀ x B) ] A: four pixels for 16 products a channel instead of 36
+//
+// Lavin and Gray, Fast algorithms for convolutional neural networks, CVPR 2016.
+
+#pragma once
+
+#include "product.h"
+
+namespace fewstep {
+
+constexpr Size TILES = 24;  // at a time: what they need stays in the second-level cache
+
+// Sixteen matrices begin a cache line further apart than they are long: powers of two would share few lines.
+template <class T>
+constexpr Size apart(Size size) {
+  return size + 64 / sizeof(T);
+}
+
+struct Tile {
+  const Sizes &s;
+  Size image, y, x;
+  INLINE Tile(const Sizes &s, Size i) : s(s), image(i / (s.down() * s.right())) {
+    Size rest = i % (s.down() * s.right());
+    y = rest / s.right() * 2, x = rest % s.right() * 2;
+  }
+  INLINE bool has(Size i, Size j) const { return y + i >= 0 && y + i < s.height && x + j >= 0 && x + j < s.width; }
+  INLINE Size at(Size i, Size j) const { return (image * s.height + y + i) * s.width + x + j; }
+};
+
+// Bᵀ x B of `count` tiles from the first on, (16, count, channels); a pixel is so many numbers from the next
+template <class T>
+INLINE void maps_in(const Sizes &s, const T *x, Size channels, Size pixel, Size first, Size count, const T *zeros,
+                    T *out) {
+  Size step = apart<T>(count * channels);
+  for (Size p = 0; p < count; p++) {
+    Tile t(s, first + p);
+    const T *from[4][4];
+    for (int i = 0; i < 4; i++)
+      for (int j = 0; j < 4; j++) from[i][j] = t.has(i - 1, j - 1) ? x + t.at(i - 1, j - 1) * pixel : zeros;
+    for (Size c = 0; c < channels; c += W<T>) {
+      Vec<T> e[4][4];
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; j++) {
+        Vec<T> d0 = load(from[0][j] + c), d1 = load(from[1][j] + c), d2 = load(from[2][j] + c),
+               d3 = load(from[3][j] + c);
+        e[0][j] = d0 - d2, e[1][j] = d1 + d2, e[2][j] = d2 - d1, e[3][j] = d1 - d3;
+      }
+      T *to = out + p * channels + c;
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; i++, to += 4 * step) {
+        store(to, e[i][0] - e[i][2]);
+        store(to + step, e[i][1] + e[i][2]);
+        store(to + 2 * step, e[i][2] - e[i][1]);
+        store(to + 3 * step, e[i][1] - e[i][3]);
+      }
+    }
+  }
+}
+
+// A a Aᵀ of `count` tiles, (16, count, channels): the transpose of `maps_out`
+template <class T>
+INLINE void gradients_in(const Sizes &s, const T *a, Size channels, Size pixel, Size first, Size count, const T *zeros,
+                         T *out) {
+  Size step = apart<T>(count * channels);
+  for (Size p = 0; p < count; p++) {
+    Tile t(s, first + p);
+    const T *from[2][2];
+    for (int i = 0; i < 2; i++)
+      for (int j = 0; j < 2; j++) from[i][j] = t.has(i, j) ? a + t.at(i, j) * pixel : zeros;
+    for (Size c = 0; c < channels; c += W<T>) {
+      Vec<T> e[4][2];
+      for (int j = 0; j < 2; j++) {
+        Vec<T> d0 = load(from[0][j] + c), d1 = load(from[1][j] + c);
+        e[0][j] = d0, e[1][j] = d0 + d1, e[2][j] = d0 - d1, e[3][j] = -d1;
+      }
+      T *to = out + p * channels + c;
+      for (int i = 0; i < 4; i++, to += 4 * step) {
+        store(to, e[i][0]);
+        store(to + step, e[i][0] + e[i][1]);
+        store(to + 2 * step, e[i][0] - e[i][1]);
+        store(to + 3 * step, -e[i][1]);
+      }
+    }
+  }
+}
+
+// Aᵀ m A of `count` tiles, with the bias
+template <class T>
+INLINE void maps_out(const Sizes &s, const T *m, Size channels, const T *bias, T *y, Size pixel, Size first,
+                     Size count) {
+  for (Size p = 0; p < count; p++) {
+    Tile t(s, first + p);
+    bool right = t.has(0, 1), down = t.has(1, 0);
+    for (Size c = 0; c < channels; c += W<T>) {
+      const T *from = m + p * channels + c;
+      Size step = apart<T>(count * channels);
+      Vec<T> e[2][4];
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; j++, from += step) {
+        Vec<T> m0 = load(from), m1 = load(from + 4 * step), m2 = load(from + 8 * step), m3 = load(from + 12 * step);
+        e[0][j] = m0 + m1 + m2, e[1][j] = m1 - m2 - m3;
+      }
+      Vec<T> b = bias ? load(bias + c) : Vec<T>{};
+      store(y + t.at(0, 0) * pixel + c, e[0][0] + e[0][1] + e[0][2] + b);
+      if (right) store(y + t.at(0, 1) * pixel + c, e[0][1] - e[0][2] - e[0][3] + b);
+      if (down) store(y + t.at(1, 0) * pixel + c, e[1][0] + e[1][1] + e[1][2] + b);
+      if (down && right) store(y + t.at(1, 1) * pixel + c, e[1][1] - e[1][2] - e[1][3] + b);
+    }
+  }
+}
+
+// G w Gᵀ of W<T> neighbouring channels of one filter, at (3, 3, channels)
+template <class T>
+INLINE void filter_in(const T *w, Size channels, bool turned, Vec<T> (&u)[16]) {
+  Vec<T> g[9], e[4][3];
+  for (int i = 0; i < 9; i++) g[i] = load(w + (turned ? 8 - i : i) * channels);
+  for (int j = 0; j < 3; j++) {
+    Vec<T> ends = (g[j] + g[6 + j]) / 2, middle = g[3 + j] / 2;
+    e[0][j] = g[j], e[1][j] = ends + middle, e[2][j] = ends - middle, e[3][j] = g[6 + j];
+  }
+  for (int i = 0; i < 4; i++) {
+    Vec<T> ends = (e[i][0] + e[i][2]) / 2, middle = e[i][1] / 2;
+    u[4 * i] = e[i][0], u[4 * i + 1] = ends + middle, u[4 * i + 2] = ends - middle, u[4 * i + 3] = e[i][2];
+  }
+}
+
+// Filters (filters, 3, 3, channels) -> (16, channels, filters), or turned: (16, filters, channels)
+template <class T>
+INLINE void filters_in(const T *w, Size filters, Size channels, bool turned, T *out) {
+  Size step = filters * channels;
+#pragma omp parallel for
+  for (Size k = 0; k < filters; k += W<T>)
+    for (Size c = 0; c < channels; c += W<T>) {
+      Vec<T> u[16];
+      T block[16][W<T>][W<T>];  // W<T> channels of W<T> filters
+      for (Size l = 0; l < W<T>; l++) {
+        filter_in(w + (k + l) * 9 * channels + c, channels, turned, u);
+        for (int i = 0; i < 16; i++) store(turned ? out + i * step + (k + l) * channels + c : block[i][l], u[i]);
+      }
+      for (int i = 0; i < 16 && !turned; i++)
+        for (Size d = 0; d < W<T>; d++) {
+          Vec<T> v;
+          for (Size l = 0; l < W<T>; l++) v[l] = block[i][l][d];
+          store(out + i * step + (c + d) * filters + k, v);
+        }
+    }
+}
+
+// (16, channels, filters) -> Gᵀ u G, filters (filters, 3, 3, channels)
+template <class T>
+INLINE void filters_out(const T *u, Size filters, Size channels, T *w) {
+  Size step = filters * channels;
+#pragma omp parallel for
+  for (Size k = 0; k < filters; k += W<T>)
+    for (Size c = 0; c < channels; c += W<T>) {
+      T block[9][W<T>][W<T>];
+      for (Size d = 0; d < W<T>; d++) {
+        const T *from = u + (c + d) * filters + k;
+        Vec<T> e[3][4];
+        for (int j = 0; j < 4; j++, from += step) {
+          Vec<T> u0 = load(from), u1 = load(from + 4 * step), u2 = load(from + 8 * step), u3 = load(from + 12 * step);
+          e[0][j] = u0 + (u1 + u2) / 2, e[1][j] = (u1 - u2) / 2, e[2][j] = (u1 + u2) / 2 + u3;
+        }
+        for (int i = 0; i < 3; i++) {
+          store(block[3 * i][d], e[i][0] + (e[i][1] + e[i][2]) / 2);
+          store(block[3 * i + 1][d], (e[i][1] - e[i][2]) / 2);
+          store(block[3 * i + 2][d], (e[i][1] + e[i][2]) / 2 + e[i][3]);
+        }
+      }
+      for (int i = 0; i < 9; i++)
+        for (Size l = 0; l < W<T>; l++) {
+          Vec<T> v;
+          for (Size d = 0; d < W<T>; d++) v[d] = block[i][d][l];
+          store(w + ((k + l) * 9 + i) * channels + c, v);
+        }
+    }
+}
+
+// y = Σ_p w_p ∗ x_p + bias over `pairs` of maps and filters; turned: the gradient of the maps
+template <class T>
+INLINE void winograd(Size pairs, const T *const *x, const T *const *w, const T *bias, T *y, bool turned, Sizes z) {
+  const Size in = z.in, out = z.out, maps_size = apart<T>(TILES * in), sums_size = apart<T>(TILES * out);
+  T *filters = scratch<T, SHARED>(16 * pairs * in * out);
+  for (Size g = 0; g < z.groups; g++) {
+    for (Size p = 0; p < pairs; p++)
+      filters_in(w[p] + g * 9 * in * out, turned ? in : out, turned ? out : in, turned, filters + p * 16 * in * out);
+#pragma omp parallel for schedule(dynamic)
+    for (Size first = 0; first < z.tiles(); first += TILES) {
+      Size count = std::min(TILES, z.tiles() - first);
+      T *maps = scratch<T, OWN>(16 * (maps_size + sums_size) + in), *sums = maps + 16 * maps_size,
+        *zeros = sums + 16 * sums_size;
+      std::fill(zeros, zeros + in, T(0));
+      for (Size p = 0; p < pairs; p++) {
+        maps_in(z, x[p] + g * in, in, z.groups * in, first, count, zeros, maps);
+        for (Size i = 0; i < 16; i++)
+          product(count, out, in, maps + i * apart<T>(count * in), in, 1, filters + (p * 16 + i) * in * out, out,
+                  sums + i * apart<T>(count * out), out, p > 0);
+      }
+      maps_out(z, sums, out, bias ? bias + g * out : nullptr, y + g * out, z.groups * out, first, count);
+    }
+  }
+}
+
+// dw = Σ_p a_p ⋆ x_p
+template <class T>
+INLINE void winograd_gradient(Size pairs, const T *const *x, const T *const *a, T *dw, Sizes z) {
+  const Size in = z.in, out = z.out, size = 16 * in * out, maps_size = apart<T>(TILES * in),
+             gradients_size = apart<T>(TILES * out);
+  const Size blocks = (z.tiles() + TILES - 1) / TILES, threads = std::min<Size>(omp_get_max_threads(), blocks);
+  T *sums = scratch<T, SHARED>(threads * size);
+  for (Size g = 0; g < z.groups; g++) {
+#pragma omp parallel for num_threads(threads)
+    for (Size t = 0; t < threads; t++) {
+      T *maps = scratch<T, OWN>(16 * (maps_size + gradients_size) + in + out), *gradients = maps + 16 * maps_size,
+        *zeros = gradients + 16 * gradients_size, *own = sums + t * size;
+      std::fill(zeros, zeros + in + out, T(0));
+      bool more = false;
+      for (Size p = 0; p < pairs; p++)
+        for (Size block = t * blocks / threads; block < (t + 1) * blocks / threads; block++, more = true) {
+          Size first = block * TILES, count = std::min(TILES, z.tiles() - first);
+          maps_in(z, x[p] + g * in, in, z.groups * in, first, count, zeros, maps);
+          gradients_in(z, a[p] + g * out, out, z.groups * out, first, count, zeros, gradients);
+          for (Size i = 0; i < 16; i++)
+            product(in, out, count, maps + i * apart<T>(count * in), 1, in, gradients + i * apart<T>(count * out), out,
+                    own + i * in * out, out, more);
+        }
+    }
+    for (Size t = 1; t < threads; t++) add(sums, sums + t * size, size);
+    filters_out(sums, out, in, dw + g * 9 * in * out);
+  }
+}
+
+}  // namespace fewstep
