@@ -1,4 +1,4 @@
-"""The compiled kernels of `kernels/`, for tensors on a CPU; elsewhere, and where nothing was compiled, torch's operators serve.
+"""The compiled kernels of `kernels/`, for tensors on a CPU. Elsewhere, and without a compiler, torch serves.
 
 They read and write maps (N, C, H, W) with the channels last in memory. A call lets other Python threads run.
 """
