@@ -56,24 +56,25 @@ INLINE void patchwise(Size pairs, const T *const *x, const T *const *w, const T 
     }
 }
 
+// Threads share out the filters, so that a sum is the same however many they are.
 template <class T>
 INLINE void patchwise_gradient(Size pairs, const T *const *x, const T *const *a, T *dw, Sizes z) {
-  const Size in = z.in, out = z.out, depth = 9 * in, wide = z.groups * out, width = z.width, size = depth * out;
-  const Size rows = z.images * z.height, threads = std::min<Size>(omp_get_max_threads(), rows);
-  T *sums = scratch<T, SHARED>(threads * size);
+  const Size in = z.in, out = z.out, depth = 9 * in, wide = z.groups * out, width = z.width;
+  const Size threads = std::min<Size>(omp_get_max_threads(), out / W<T>);
+  T *filters = scratch<T, SHARED>(depth * out);
   for (Size g = 0; g < z.groups; g++) {
 #pragma omp parallel for num_threads(threads)
     for (Size t = 0; t < threads; t++) {
-      T *block = scratch<T, OWN>(depth * width + 3 * (width + 2) * in), *own = sums + t * size;
-      bool more = false;
+      const Size begin = share<T>(out, t, threads), own = share<T>(out, t + 1, threads) - begin;
+      T *block = scratch<T, OWN>(depth * width + 3 * (width + 2) * in);
       for (Size p = 0; p < pairs; p++)
-        for (Size row = t * rows / threads; row < (t + 1) * rows / threads; row++, more = true) {
+        for (Size row = 0; row < z.images * z.height; row++) {
           patches(z, x[p] + g * in, in, z.groups * in, row, block + depth * width, block);
-          product(depth, out, width, block, 1, depth, a[p] + row * width * wide + g * out, wide, own, out, more);
+          product(depth, own, width, block, 1, depth, a[p] + row * width * wide + g * out + begin, wide,
+                  filters + begin, out, p + row > 0);
         }
     }
-    for (Size t = 1; t < threads; t++) add(sums, sums + t * size, size);
-    transpose(sums, depth, out, dw + g * size);
+    transpose(filters, depth, out, dw + g * depth * out);
   }
 }
 

@@ -41,9 +41,10 @@ INLINE void store(T *p, Vec<T> v) {
   *(Vec<T> *)p = v;
 }
 
+// Where the part of a thread begins when several share `count` numbers, by whole registers
 template <class T>
-INLINE void add(T *total, const T *part, Size count) {
-  for (Size i = 0; i < count; i++) total[i] += part[i];
+Size share(Size count, Size thread, Size threads) {
+  return count / W<T> * thread / threads * W<T>;
 }
 
 // Memory that outlives the call, of this thread and this purpose.

@@ -203,32 +203,30 @@ INLINE void winograd(Size pairs, const T *const *x, const T *const *w, const T *
   }
 }
 
-// dw = Σ_p a_p ⋆ x_p
+// dw = Σ_p a_p ⋆ x_p. Threads share out the filters, so that a sum is the same however many they are.
 template <class T>
 INLINE void winograd_gradient(Size pairs, const T *const *x, const T *const *a, T *dw, Sizes z) {
-  const Size in = z.in, out = z.out, size = 16 * in * out, maps_size = apart<T>(TILES * in),
-             gradients_size = apart<T>(TILES * out);
-  const Size blocks = (z.tiles() + TILES - 1) / TILES, threads = std::min<Size>(omp_get_max_threads(), blocks);
-  T *sums = scratch<T, SHARED>(threads * size);
+  const Size in = z.in, out = z.out, threads = std::min<Size>(omp_get_max_threads(), out / W<T>);
+  T *filters = scratch<T, SHARED>(16 * in * out);
   for (Size g = 0; g < z.groups; g++) {
 #pragma omp parallel for num_threads(threads)
     for (Size t = 0; t < threads; t++) {
-      T *maps = scratch<T, OWN>(16 * (maps_size + gradients_size) + in + out), *gradients = maps + 16 * maps_size,
-        *zeros = gradients + 16 * gradients_size, *own = sums + t * size;
-      std::fill(zeros, zeros + in + out, T(0));
-      bool more = false;
+      const Size begin = share<T>(out, t, threads), own = share<T>(out, t + 1, threads) - begin;
+      const Size maps_size = apart<T>(TILES * in), gradients_size = apart<T>(TILES * own);
+      T *maps = scratch<T, OWN>(16 * (maps_size + gradients_size) + in + own), *gradients = maps + 16 * maps_size,
+        *zeros = gradients + 16 * gradients_size;
+      std::fill(zeros, zeros + in + own, T(0));
       for (Size p = 0; p < pairs; p++)
-        for (Size block = t * blocks / threads; block < (t + 1) * blocks / threads; block++, more = true) {
-          Size first = block * TILES, count = std::min(TILES, z.tiles() - first);
+        for (Size first = 0; first < z.tiles(); first += TILES) {
+          Size count = std::min(TILES, z.tiles() - first);
           maps_in(z, x[p] + g * in, in, z.groups * in, first, count, zeros, maps);
-          gradients_in(z, a[p] + g * out, out, z.groups * out, first, count, zeros, gradients);
+          gradients_in(z, a[p] + g * out + begin, own, z.groups * out, first, count, zeros, gradients);
           for (Size i = 0; i < 16; i++)
-            product(in, out, count, maps + i * apart<T>(count * in), 1, in, gradients + i * apart<T>(count * out), out,
-                    own + i * in * out, out, more);
+            product(in, own, count, maps + i * apart<T>(count * in), 1, in, gradients + i * apart<T>(count * own), own,
+                    filters + i * in * out + begin, out, p + first > 0);
         }
     }
-    for (Size t = 1; t < threads; t++) add(sums, sums + t * size, size);
-    filters_out(sums, out, in, dw + g * 9 * in * out);
+    filters_out(filters, out, in, dw + g * 9 * in * out);
   }
 }
 
