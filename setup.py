@@ -2,11 +2,13 @@
 
 import platform
 import sys
-from glob import glob
+import zlib
+from pathlib import Path
 
 from setuptools import Extension, setup
 
-SOURCES = "src/fewstep/models/kernels"
+SOURCES = sorted(map(str, Path("src/fewstep/models/kernels").glob("*.[ch]*")))
+BUILT_FROM = zlib.crc32(b"".join(Path(source).read_bytes() for source in SOURCES))  # native.py refuses what is stale
 FLAGS = ["-O3", "-std=gnu++17", "-Wno-psabi"]
 PROCESSORS = {"avx2": ["-mavx2", "-mfma"], "avx512": ["-mavx512f", "-mavx2", "-mfma"]}
 THREADS = ["-fopenmp"] if sys.platform == "linux" else []  # elsewhere torch brings a library of another make
@@ -15,8 +17,9 @@ THREADS = ["-fopenmp"] if sys.platform == "linux" else []  # elsewhere torch bri
 def kernels(processor: str, flags: list[str]) -> Extension:
     return Extension(
         f"fewstep.models._kernels_{processor}",
-        [f"{SOURCES}/kernels.cpp"],
-        depends=glob(f"{SOURCES}/*.h"),
+        [source for source in SOURCES if source.endswith(".cpp")],
+        depends=SOURCES,
+        define_macros=[("BUILT_FROM", str(BUILT_FROM))],
         extra_compile_args=[*FLAGS, *flags, *THREADS],
         extra_link_args=THREADS,
         optional=True,

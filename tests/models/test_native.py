@@ -331,3 +331,20 @@ def test_images_may_ask_for_their_gradient_twice():
         return [first.detach(), torch.autograd.grad(first.square().sum(), leaf)[0]]
 
     assert_close(twice(fused), twice(plain), 1e-10)
+
+
+@compiled
+def test_kernels_from_other_sources_are_not_called(tmp_path, monkeypatch):
+    """Their arguments may be others: a call would write anywhere."""
+    for file in native.SOURCES.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    changed = tmp_path / "vectors.h"
+    changed.write_text(changed.read_text() + "\n")
+    monkeypatch.setattr(native, "SOURCES", tmp_path)
+    native._library.cache_clear()
+    try:
+        assert not native.there()
+    finally:
+        monkeypatch.undo()
+        native._library.cache_clear()
+    assert native.there()

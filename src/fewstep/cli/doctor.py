@@ -36,7 +36,9 @@ class Doctor:
         found["kernels"] = native.processor() if native.there() else None
         missing = {}
         if not native.there():
-            missing["kernels"] = f"no compiled kernels for {native.processor()}: tasks take longer; {KERNELS}"
+            missing["kernels"] = (
+                f"not compiled for {native.processor()}, or from other sources: tasks take longer; {KERNELS}"
+            )
         try:
             data = check(self.data_dir)
             found["omniglot"] = f"{data['place']} ({data['form']}, {data['images']} images)"

@@ -6,7 +6,9 @@ They read and write maps (N, C, H, W) with the channels last in memory. A call l
 import ctypes
 import functools
 import importlib.util
+import zlib
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
+SOURCES = Path(__file__).parent / "kernels"
 TYPES = {torch.float32: "f32", torch.float64: "f64"}
 
 
@@ -28,14 +31,24 @@ def processor() -> str:
 
 
 def there() -> bool:
-    """Whether the kernels were compiled for this processor."""
+    """Whether the kernels were compiled for this processor, from the sources that lie here."""
     return _library() is not None
 
 
 @functools.cache
 def _library() -> ctypes.CDLL | None:
     found = importlib.util.find_spec(f"fewstep.models._kernels_{processor()}")
-    return None if found is None or found.origin is None else ctypes.CDLL(found.origin)
+    if found is None or found.origin is None:
+        return None
+    try:
+        library = ctypes.CDLL(found.origin)
+        library.built_from.restype = ctypes.c_int64
+        fresh = library.built_from() == zlib.crc32(
+            b"".join(file.read_bytes() for file in sorted(SOURCES.glob("*.[ch]*")))
+        )
+    except (OSError, AttributeError):  # a library that it needs is missing; kernels from before they had a checksum
+        return None
+    return library if fresh else None
 
 
 SIGNATURES = {  # a letter for each argument: pointer, integer, number

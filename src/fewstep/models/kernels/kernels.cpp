@@ -70,6 +70,7 @@ using fewstep::Size;
 
 extern "C" {
 Size vector_bytes() { return BYTES; }
+Size built_from() { return BUILT_FROM; }  // a checksum of these files
 
 #define FUNCTIONS(T, S)                                                                                                \
   void convolve_##S(Size pairs, const T *const *x, const T *const *w, const T *bias, T *y, Size turned, Size n,        \
