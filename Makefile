@@ -9,7 +9,7 @@ READY  := $(VENV)/.ready
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
-$(READY): pyproject.toml constraints.txt setup.py $(wildcard src/fewstep/models/kernels/*)
+$(READY): pyproject.toml constraints.txt setup.py $(wildcard src/fewstep/models/kernels/*.*)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "fewstep needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) -V 2>&1). Try: make PYTHON=python3.12 ..."; exit 2; }
 	@echo "Setting up $(VENV) (a few minutes the first time: PyTorch is large)"

@@ -13,7 +13,7 @@ from fewstep.models import native
 from fewstep.tasks.omniglot import check
 from fewstep.training.run import environment
 
-KERNELS = "install a C++ compiler (g++), then fewstep again"
+KERNELS = "on Linux and macOS, install a C++ compiler, then fewstep again"
 OPTIONAL = {"pytest": "pip install 'fewstep[dev]'   (to run the tests)"}
 
 

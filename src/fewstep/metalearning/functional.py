@@ -78,7 +78,7 @@ class _ValueNorm(nn.Module):
     def after(self, convolution: nn.Conv2d, x: Tensor, slope: float) -> Tensor:
         """As `PooledBatchNorm.after`."""
         own = self.pool and self.now.given is None and not self.now.differentiable
-        if not own or not fuses(convolution, x):
+        if not own or not fuses(convolution, self, x):
             return F.leaky_relu(self(convolution(x)), slope)
         y, mean, var = block(x, convolution.weight, convolution.bias, self.weight, self.bias, self.eps, slope)
         self.now.seen[self.name] = Moments(mean, var)

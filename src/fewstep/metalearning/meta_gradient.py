@@ -8,6 +8,7 @@ inside the vmap, then averaged: differentiating the mean of a vmapped loss inste
 where built-in norm layers have adapted weights.
 """
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -97,9 +98,10 @@ def loop(inner: InnerLoop, plan: Plan, learned: Parameters, whole: Whole, batch:
 
     sums: list[Tensor] = [torch.zeros_like(tensor) for tensor in learned.values()]
     outcomes = []
-    for gradients, outcome in side_by_side(task, len(batch), inner.forward, batch.support_y.device):
-        sums = [a.add_(b) for a, b in zip(sums, gradients, strict=True)]
-        outcomes.append(outcome)
+    with contextlib.closing(side_by_side(task, len(batch), inner.forward, batch.support_y.device)) as results:
+        for gradients, outcome in results:
+            sums = [a.add_(b) for a, b in zip(sums, gradients, strict=True)]
+            outcomes.append(outcome)
     means = {name: s / len(batch) for name, s in zip(learned, sums, strict=True)}
     return means, tree_map(lambda *each: torch.stack(each), *outcomes)
 

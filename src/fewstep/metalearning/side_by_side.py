@@ -7,7 +7,7 @@ computation (Python, waiting for memory) is done by several threads too.
 import functools
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -20,12 +20,15 @@ from fewstep.metalearning.functional import Functional
 T = TypeVar("T")
 
 
-def side_by_side(task: Callable[[int], T], count: int, forward: Functional, device: torch.device) -> Iterator[T]:
+def side_by_side(
+    task: Callable[[int], T], count: int, forward: Functional, device: torch.device
+) -> Generator[T, None, None]:
     """task(0) … task(count − 1) in order, as many at a time as torch has threads.
 
     Results are those of torch with one thread, bit for bit. A single task goes with all threads inside its operations;
     so does every task on another device than the CPU, of a model that draws random numbers or has attention (both rest
-    on settings of the whole process), or under a mode of the calling thread, which would not see the others.
+    on settings of the whole process), or under a mode of the calling thread, which would not see the others. Until the
+    last result is taken, or the generator closed, the caller has one thread.
 
     Arguments:
         task: what to do; it calls `forward`, and nothing else that threads may not share.
@@ -45,7 +48,7 @@ def side_by_side(task: Callable[[int], T], count: int, forward: Functional, devi
 
     threads = torch.get_num_threads()
     results = _pool(threads).map(work, range(start, count))
-    torch.set_num_threads(1)  # else what is done with a result takes cores from the tasks, and keeps them a while
+    torch.set_num_threads(1)  # the caller's other threads would spin on the cores of the tasks
     try:
         yield from results
     finally:

@@ -13,6 +13,7 @@ from fewstep.models.convolution import Conv2d, Geometry, Grouped
 from fewstep.models.max_pool import max_pool
 
 WHOLE = Geometry([1, 1], [1, 1])
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 class PooledBatchNorm(nn.BatchNorm2d):
@@ -37,17 +38,17 @@ class PooledBatchNorm(nn.BatchNorm2d):
 
     def after(self, convolution: nn.Conv2d, x: Tensor, slope: float) -> Tensor:
         """LeakyReLU of the pooled norm of a convolution; one function where kernels take it."""
-        if self.track_running_stats or not fuses(convolution, x):
+        if self.track_running_stats or type(self) is not PooledBatchNorm or not fuses(convolution, self, x):
             return F.leaky_relu(self(convolution(x)), slope)
         return block(x, convolution.weight, convolution.bias, self.weight, self.bias, self.eps, slope)[0]
 
 
-def fuses(convolution: nn.Conv2d, x: Tensor) -> bool:
+def fuses(convolution: nn.Conv2d, norm: nn.Module, x: Tensor) -> bool:
     """Whether `block` can stand for a convolution of x and what comes after it; not where somebody's hook looks."""
     return (
         type(convolution) is Conv2d
         and (convolution.kernel_size, convolution.stride, convolution.padding) == ((3, 3), (1, 1), (1, 1))
-        and not (convolution._forward_hooks or convolution._forward_pre_hooks)
+        and not any(getattr(layer, hooks) for layer in (convolution, norm) for hooks in HOOKS)
         and native.takes(x, convolution.weight)
         and min(x.shape[2:]) > 1
     )
@@ -84,10 +85,10 @@ def block(
         [5, 8, 4, 4]
     """
     for vector in (shift, weight, bias):
-        if vector is not None and (vector.shape != (len(filters),) or vector.dtype != x.dtype):
+        if vector is not None and not native.fits(vector, filters):
             raise ValueError(
-                f"the convolution gives {len(filters)} channels of {x.dtype}; its bias or the norm after it has "
-                f"{tuple(vector.shape)} of {vector.dtype}"
+                f"the convolution gives {len(filters)} channels of {x.dtype} on {x.device}; its bias or the norm after "
+                f"it has {tuple(vector.shape)} of {vector.dtype} on {vector.device}"
             )
     weight = x.new_ones(len(filters)) if weight is None else weight
     bias = x.new_zeros(len(filters)) if bias is None else bias
@@ -130,7 +131,7 @@ class _Block(Grouped):
         x, filters, weight, bias, mean, rstd, z, kept, corner = ctx.saved_tensors
         settings = ctx.needs_input_grad[0], ctx.eps, ctx.slope, ctx.at
         results = _First.apply(a, x, filters, weight, bias, mean, rstd, z, kept, corner, *settings)
-        of_shift = torch.zeros_like(results[3]) if ctx.needs_input_grad[4] else None
+        of_shift = results[3] * 0 if ctx.needs_input_grad[4] else None  # not a constant: it may be differentiated
         return *results[:4], of_shift, None, None, None
 
 
@@ -171,16 +172,18 @@ class _Second(Grouped):
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, _output: Any) -> None:
         *tensors, _, ctx.eps, ctx.slope, ctx.at = inputs
-        ctx.save_for_backward(*tensors[:9])
+        ctx.save_for_backward(*tensors[:9], tensors[13])
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> Any:
         # Third derivatives are rare: torch derives them from the plain formula.
-        given = [i for i, t in enumerate(ctx.saved_tensors) if t is not None]
+        *_, corner = ctx.saved_tensors
+        given = [i for i, t in enumerate(ctx.saved_tensors[:9]) if t is not None]
         wanted = [i for i, c in enumerate(cotangents) if c is not None]
 
         def first(a: Tensor, *point: Tensor) -> Any:
-            return torch.func.vjp(partial(_plain, eps=ctx.eps, slope=ctx.slope, groups=ctx.at.groups), *point)[1](a)
+            plain = partial(_plain, corner=corner, eps=ctx.eps, slope=ctx.slope, groups=ctx.at.groups)
+            return torch.func.vjp(plain, *point)[1](a)
 
         def second(*given_tensors: Tensor) -> tuple[Tensor, ...]:
             inputs: dict[int, Tensor] = dict(zip(given, given_tensors, strict=True))
@@ -194,7 +197,10 @@ class _Second(Grouped):
         return *(gradients.get(i) for i in range(9)), *[None] * 12
 
 
-def _plain(x: Tensor, filters: Tensor, weight: Tensor, bias: Tensor, eps: float, slope: float, groups: int) -> Tensor:
+def _plain(
+    x: Tensor, filters: Tensor, weight: Tensor, bias: Tensor, corner: Tensor, eps: float, slope: float, groups: int
+) -> Tensor:
     z = F.conv2d(x, filters, None, padding=1, groups=groups)
     y = apply_statistics(z, *batch_statistics(z), weight, bias, eps)
-    return F.leaky_relu(F.max_pool2d(y, 2), slope)
+    windows = y.unfold(2, 2, 2).unfold(3, 2, 2).flatten(4)
+    return F.leaky_relu(windows.gather(4, corner[..., None].long())[..., 0], slope)

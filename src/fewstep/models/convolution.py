@@ -203,7 +203,7 @@ def _side_by_side(u: Tensor, x: Tensor, groups: int) -> Tensor:
 
 
 def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None, at: Geometry) -> Tensor:
-    if _native(x, weight, at):
+    if _native(x, weight, at) and (bias is None or native.fits(bias, weight)):
         return native.convolve([(x, weight)], bias, at.groups)
     return aten.convolution(x, weight, bias, at.stride, at.padding, [1, 1], False, [0, 0], at.groups)
 

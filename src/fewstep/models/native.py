@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
@@ -21,13 +21,18 @@ TYPES = {torch.float32: "f32", torch.float64: "f64"}
 
 
 def processor() -> str:
-    """The kind of processor, as torch sees it: "avx2", "avx512" or "default".
+    """The kind of processor, as torch sees it: "avx2", "avx512", "default", or another.
 
     Example:
         >>> processor() == torch.backends.cpu.get_cpu_capability().lower()
         True
     """
     return torch.backends.cpu.get_cpu_capability().lower()
+
+
+def sources() -> list[Path]:
+    """What the kernels are compiled from."""
+    return sorted([*SOURCES.glob("*.h"), *SOURCES.glob("*.cpp")])
 
 
 def there() -> bool:
@@ -37,15 +42,14 @@ def there() -> bool:
 
 @functools.cache
 def _library() -> ctypes.CDLL | None:
-    found = importlib.util.find_spec(f"fewstep.models._kernels_{processor()}")
+    built = (importlib.util.find_spec(f"fewstep.models._kernels_{kind}") for kind in (processor(), "default"))
+    found = next((spec for spec in built if spec is not None), None)
     if found is None or found.origin is None:
         return None
     try:
         library = ctypes.CDLL(found.origin)
         library.built_from.restype = ctypes.c_int64
-        fresh = library.built_from() == zlib.crc32(
-            b"".join(file.read_bytes() for file in sorted(SOURCES.glob("*.[ch]*")))
-        )
+        fresh = library.built_from() == zlib.crc32(b"".join(file.read_bytes() for file in sources()))
     except (OSError, AttributeError):  # a library that it needs is missing; kernels from before they had a checksum
         return None
     return library if fresh else None
@@ -78,10 +82,12 @@ def takes(x: Tensor, filters: Tensor, groups: int = 1) -> bool:
     Where a mode watches torch's operators, it shall see them.
     """
     return (
-        x.device.type == filters.device.type == "cpu"
+        not torch.compiler.is_compiling()  # it drops the derivatives of functions: pytorch issue 193279
+        and x.device.type == filters.device.type == "cpu"
         and x.dtype == filters.dtype
         and x.dtype in TYPES
         and type(x) is Tensor
+        and type(filters) in (Tensor, nn.Parameter)
         and x.dim() == 4
         and x.numel() > 0
         and filters.shape[1:] == (x.shape[1] // groups, 3, 3)
@@ -90,6 +96,11 @@ def takes(x: Tensor, filters: Tensor, groups: int = 1) -> bool:
         and _get_current_dispatch_mode() is None
         and not torch.is_autocast_enabled("cpu")
     )
+
+
+def fits(vector: Tensor, filters: Tensor) -> bool:
+    """Whether there is a number of the vector for every filter: kernels do not ask again."""
+    return vector.shape == filters.shape[:1] and (vector.dtype, vector.device) == (filters.dtype, filters.device)
 
 
 @functools.cache
@@ -215,7 +226,9 @@ def _last(t: Tensor) -> Tensor:
 
 def _maps(like: Tensor, n: int, height: int, width: int, channels: int) -> Tensor:
     """New maps (n, channels, height, width) with the channels last."""
-    return torch.empty((n, channels, height, width), dtype=like.dtype, memory_format=torch.channels_last)
+    return torch.empty(
+        (n, channels, height, width), dtype=like.dtype, device=like.device, memory_format=torch.channels_last
+    )
 
 
 def _pointers(tensors: Sequence[Tensor]) -> ctypes.Array:

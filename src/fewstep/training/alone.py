@@ -20,7 +20,7 @@ LOCK = ".lock"
 def alone(directory: Path) -> Iterator[None]:
     """Inside it, no other process or thread trains in the directory.
 
-    The system itself holds the lock, so that one whose process has ended, however it ended, holds nobody up. Where
+    The system itself holds the lock, so that one whose processes have ended, however they ended, holds nobody up. Where
     there are no locks or the folder cannot be written, nothing is held.
 
     Raises:
@@ -55,8 +55,9 @@ def _locked(path: Path) -> TextIO | None:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                file.truncate(0)
-                print(f"{os.getpid()} on {os.uname().nodename}", file=file, flush=True)
+                with suppress(OSError):  # on a full disk nobody learns whose it is; held it is all the same
+                    file.truncate(0)
+                    os.write(file.fileno(), f"{os.getpid()} on {os.uname().nodename}\n".encode())
                 return file
             file.close()
         except BlockingIOError as error:

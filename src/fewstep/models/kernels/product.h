@@ -7,7 +7,7 @@ namespace fewstep {
 
 // MR rows and NV vectors of columns: c (+)= Σ_l a[i·row + l·deep] b[l·ldb + …]
 template <class T, int MR, int NV>
-INLINE void corner(Size depth, const T *a, Size row, Size deep, const T *b, Size ldb, T *c, Size ldc, bool add) {
+INLINE void square(Size depth, const T *a, Size row, Size deep, const T *b, Size ldb, T *c, Size ldc, bool add) {
   Vec<T> sum[MR][NV];
   for (int i = 0; i < MR; i++)
     for (int j = 0; j < NV; j++) sum[i][j] = Vec<T>{};
@@ -29,19 +29,19 @@ template <class T, int NV>
 INLINE void column(Size rows, Size depth, const T *a, Size row, Size deep, const T *b, Size ldb, T *c, Size ldc,
                    bool add) {
   Size i = 0;
-  for (; i + 6 <= rows; i += 6) corner<T, 6, NV>(depth, a + i * row, row, deep, b, ldb, c + i * ldc, ldc, add);
+  for (; i + 6 <= rows; i += 6) square<T, 6, NV>(depth, a + i * row, row, deep, b, ldb, c + i * ldc, ldc, add);
   a += i * row, c += i * ldc;
   switch (rows - i) {
     case 5:
-      return corner<T, 5, NV>(depth, a, row, deep, b, ldb, c, ldc, add);
+      return square<T, 5, NV>(depth, a, row, deep, b, ldb, c, ldc, add);
     case 4:
-      return corner<T, 4, NV>(depth, a, row, deep, b, ldb, c, ldc, add);
+      return square<T, 4, NV>(depth, a, row, deep, b, ldb, c, ldc, add);
     case 3:
-      return corner<T, 3, NV>(depth, a, row, deep, b, ldb, c, ldc, add);
+      return square<T, 3, NV>(depth, a, row, deep, b, ldb, c, ldc, add);
     case 2:
-      return corner<T, 2, NV>(depth, a, row, deep, b, ldb, c, ldc, add);
+      return square<T, 2, NV>(depth, a, row, deep, b, ldb, c, ldc, add);
     case 1:
-      return corner<T, 1, NV>(depth, a, row, deep, b, ldb, c, ldc, add);
+      return square<T, 1, NV>(depth, a, row, deep, b, ldb, c, ldc, add);
   }
 }
 

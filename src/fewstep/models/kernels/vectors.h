@@ -47,7 +47,8 @@ Size share(Size count, Size thread, Size threads) {
   return count / W<T> * thread / threads * W<T>;
 }
 
-// Memory that outlives the call, of this thread and this purpose.
+// Memory of this thread that outlives the call; who asks for the same purpose again takes it over. SHARED is asked for
+// outside of parallel regions and read by all threads inside, OWN is asked for inside.
 enum Purpose { SHARED, OWN };
 template <class T, Purpose>
 T *scratch(Size count) {
@@ -59,6 +60,7 @@ T *scratch(Size count) {
   if (count > block.size) {
     std::free(block.data);
     block.data = static_cast<T *>(std::aligned_alloc(64, (count * sizeof(T) + 63) / 64 * 64));
+    if (!block.data) std::abort();  // as unlikely as it is hopeless
     block.size = count;
   }
   return block.data;
