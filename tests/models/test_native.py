@@ -291,7 +291,7 @@ def test_images_that_do_not_fit_get_torchs_error():
 
 
 @compiled
-@pytest.mark.parametrize("change", ["hook", "hook of the norm", "layer"])
+@pytest.mark.parametrize("change", ["hook", "hook of the norm", "backward hook", "norm", "layer"])
 def test_a_changed_block_is_not_fused(change):
     """Whoever watches a layer, or put another in its place, gets what that layer does."""
     torch.manual_seed(0)
@@ -301,11 +301,23 @@ def test_a_changed_block_is_not_fused(change):
         changed.blocks[1].conv.register_forward_hook(lambda *_: seen.append(1))
     elif change == "hook of the norm":
         changed.blocks[1].norm.register_forward_hook(lambda *_: seen.append(1))
+    elif change == "backward hook":
+        changed.blocks[1].conv.register_full_backward_hook(lambda *_: seen.append(1))
+    elif change == "norm":
+
+        class Watched(PooledBatchNorm):
+            def forward(self, x):
+                seen.append(1)
+                return super().forward(x)
+
+        changed.blocks[1].norm = Watched(16, track_running_stats=False)
     else:
         changed.blocks[1].conv = torch.nn.Conv2d(16, 16, 3, padding=1, padding_mode="reflect")
         changed.blocks[1].conv.load_state_dict(model.blocks[1].conv.state_dict())
     x = torch.randn(3, 1, 16, 16)
-    same = torch.allclose(model(x), changed(x), atol=1e-5)
+    outputs = changed(x)
+    outputs.sum().backward()
+    same = torch.allclose(model(x), outputs, atol=1e-5)
     assert same == (change != "layer")
     assert bool(seen) == (change != "layer")
 
@@ -404,3 +416,17 @@ def test_tasks_whose_images_ask_for_their_gradient_equal_a_loop(channels):
 
     one_by_one = [second(*(t[i] for t in inputs)) for i in range(3)]
     assert_close(vmap(second)(*inputs), [torch.stack(each) for each in zip(*one_by_one, strict=True)], 1e-10)
+
+
+@compiled
+def test_the_compiler_of_torch_gets_torchs_operators():
+    """It can look neither into the kernels nor at their derivatives."""
+    torch.manual_seed(0)
+    layer, norm = Conv2d(16, 16, 3, padding=1), PooledBatchNorm(16, track_running_stats=False)
+    x = torch.randn(3, 16, 6, 6)
+
+    def function(x):
+        return norm.after(layer, x, 0.1)
+
+    compiled_function = torch.compile(function, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled_function(x), function(x), rtol=1e-4, atol=1e-5)

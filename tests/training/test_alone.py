@@ -94,11 +94,13 @@ def test_without_locks_a_training_goes_on(tmp_path, monkeypatch):
         raise OSError(errno.ENOLCK, "no locks available")
 
     monkeypatch.setattr(fcntl, "flock", flock)
+    went_on = []
     with alone(tmp_path), alone(tmp_path):
-        pass
+        went_on.append("without locks")
     (tmp_path / "a-file").touch()
     with alone(tmp_path / "a-file" / "x"):
-        pass
+        went_on.append("without a folder")
+    assert went_on == ["without locks", "without a folder"]
 
 
 def test_a_second_training_is_refused_and_the_first_goes_on(tmp_path):

@@ -158,7 +158,8 @@ class Functional:
         self.precision = "float32"
         if isinstance(self.twin, _BatchNorm):
             raise BadInput("the model is a bare batch norm; wrap it in a module that has something to adapt")
-        self._pass, exchanged = _Pass(), {}  # type: tuple[_Pass, dict[int, _ValueNorm]]
+        self._pass = _Pass()
+        exchanged: dict[int, _ValueNorm] = {}
         for name, module in list(self.twin.named_modules(remove_duplicate=False)):
             if isinstance(module, _BatchNorm):
                 norm = exchanged.setdefault(id(module), _ValueNorm(module, name, self._pass))

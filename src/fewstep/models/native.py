@@ -167,12 +167,11 @@ def block(
         y, μ, σ², 1/√(σ² + ε), z, the pixels of z that pooling keeps, and which of four each of them is.
     """
     given = x, filters, shift, weight, bias = _dense(x, filters, shift, weight, bias)
-    (n, channels, height, width), outside = x.shape, len(filters)
-    z, y = _maps(x, n, height, width, outside), _maps(x, n, height // 2, width // 2, outside)
+    n, _, height, width = x.shape
+    z, y = _maps(x, n, height, width, len(filters)), _maps(x, n, height // 2, width // 2, len(filters))
     kept, corner = torch.empty_like(y), torch.empty_like(y, dtype=torch.uint8)
     mean, var, rstd = (torch.empty_like(weight) for _ in range(3))
-    sizes = n, height, width, channels // groups, outside // groups, groups
-    _call("block", x.dtype, *given, eps, slope, z, y, kept, corner, mean, var, rstd, *sizes)
+    _call("block", x.dtype, *given, eps, slope, z, y, kept, corner, mean, var, rstd, *_sizes(x, filters, groups))
     return y, mean, var, rstd, z, kept, corner
 
 
@@ -184,11 +183,11 @@ def block_first(*given: Tensor, slope: float, groups: int, of_x: bool) -> tuple[
         of_x: whether to compute dx.
     """
     given = _, x, filters, weight, *_ = _dense(*given)
-    (n, channels, height, width), outside = x.shape, len(filters)
-    sizes = n, height, width, channels // groups, outside // groups, groups
-    few = sizes[3] % lanes(x.dtype) != 0
+    sizes = _sizes(x, filters, groups)
+    few = filters.shape[1] % lanes(x.dtype) != 0
     dx = torch.empty_like(x) if of_x and not few else None
-    dz = _maps(x, n, height, width, outside)
+    n, _, height, width = x.shape
+    dz = _maps(x, n, height, width, len(filters))
     d_filters, d_weight, d_bias = torch.empty_like(filters), torch.empty_like(weight), torch.empty_like(weight)
     _call("block_first", x.dtype, *given, slope, dx, d_filters, d_weight, d_bias, dz, *sizes)
     return _few([(dz, filters)], groups) if of_x and few else dx, d_filters, d_weight, d_bias, dz
@@ -202,17 +201,22 @@ def block_second(*given: Tensor | None, slope: float, groups: int, of_x: bool) -
         of_x: whether to compute what goes to x.
     """
     given = _, u_filters, _, _, a, x, filters, weight, *_, dz = _dense(*given)
-    (n, channels, height, width), outside = x.shape, len(filters)
-    sizes = n, height, width, channels // groups, outside // groups, groups
-    few = sizes[3] % lanes(x.dtype) != 0
+    sizes = _sizes(x, filters, groups)
+    few = filters.shape[1] % lanes(x.dtype) != 0
     g_x = torch.empty_like(x) if of_x and not few else None
     g_a, g_filters, g_weight = torch.empty_like(a), torch.empty_like(filters), torch.empty_like(weight)
-    room = _maps(x, 2 * n, height, width, outside)
+    n, _, height, width = x.shape
+    room = _maps(x, 2 * n, height, width, len(filters))
     _call("block_second", x.dtype, *given, slope, g_a, g_x, g_filters, g_weight, room, *sizes)
     if of_x and few:
         both = [(room[n:], filters)] if u_filters is None else [(room[n:], filters), (dz, u_filters)]
         g_x = _few(both, groups)
     return g_a, g_x, g_filters, g_weight
+
+
+def _sizes(x: Tensor, filters: Tensor, groups: int) -> tuple[int, ...]:
+    """Images, height, width, channels and filters of a group, groups."""
+    return len(x), *x.shape[2:], filters.shape[1], len(filters) // groups, groups
 
 
 def _dense(*tensors: Tensor | None) -> Any:
