@@ -157,3 +157,21 @@ def test_an_error_in_a_task_comes_out_and_the_next_call_works(threads):
     with pytest.raises(ValueError, match="task 2"):
         next(results)
     assert list(side_by_side(lambda i: i, 3, forward, CPU)) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("end", ["last result", "error", "closed"])
+def test_the_caller_has_one_thread_while_tasks_go_and_its_own_afterwards(threads, end):
+    threads(2)
+    forward = Functional(nn.Linear(2, 2))
+    forward({n: torch.zeros(p.shape) for n, p in forward.twin.named_parameters()}, torch.zeros(1, 2))
+    results = side_by_side(lambda index: 1 // (end != "error" or index < 2), 4, forward, CPU)
+    assert next(results) == 1
+    assert torch.get_num_threads() == 1
+    if end == "error":
+        with pytest.raises(ZeroDivisionError):
+            list(results)
+    elif end == "closed":
+        results.close()
+    else:
+        list(results)
+    assert torch.get_num_threads() == 2
