@@ -12,21 +12,23 @@ from torch.func import vmap
 from torch.nn import functional as F
 
 from fewstep.models import Conv4, native
-from fewstep.models.block import PooledBatchNorm, block
+from fewstep.models.block import Block, PooledBatchNorm, through
 from fewstep.models.convolution import Conv2d
+from fewstep.models.fused import blocks
 
 LAST = torch.channels_last
 EXPECTED = sys.platform == "linux" and platform.machine() == "x86_64"
 compiled = pytest.mark.skipif(
     not native.takes(torch.zeros(1, 16, 4, 4), torch.zeros(16, 16, 3, 3)), reason="no compiled kernels here"
 )
-SHAPES = [  # images, channels, filters, height, width
-    (5, 1, 16, 9, 8),
-    (3, 16, 32, 7, 6),
-    (2, 3, 16, 5, 12),
-    (4, 32, 16, 2, 3),
-    (20, 16, 16, 14, 14),
-    (3, 5, 48, 6, 9),
+SHAPES = [  # images, channels, filters, height, width, blocks
+    (5, 1, 16, 9, 8, 1),
+    (3, 16, 32, 7, 6, 2),
+    (2, 3, 16, 5, 12, 1),
+    (4, 32, 16, 2, 3, 1),
+    (20, 16, 16, 14, 14, 3),
+    (3, 5, 48, 6, 9, 2),
+    (4, 3, 16, 17, 23, 4),
 ]
 
 
@@ -34,22 +36,30 @@ def random(*shape, dtype=torch.float64):
     return torch.randn(shape, dtype=dtype)
 
 
-def plain(x, filters, weight, bias, slope=0.1):
-    """What `block` stands for, of torch's operators; not `F.batch_norm`, whose third derivative is wrong."""
-    z = F.conv2d(x, filters, padding=1)
-    var, mean = torch.var_mean(z, (0, 2, 3), correction=0, keepdim=True)
-    normalised = (z - mean) / (var + 1e-5).sqrt()
-    return F.leaky_relu(F.max_pool2d(weight[:, None, None] * normalised + bias[:, None, None], 2), slope)
+def plain(x, *parameters, slope=0.1):
+    """What `blocks` stands for, of torch's operators; not `F.batch_norm`, whose third derivative is wrong."""
+    for i in range(0, len(parameters), 3):
+        filters, weight, bias = parameters[i : i + 3]
+        z = F.conv2d(x, filters, padding=1)
+        var, mean = torch.var_mean(z, (0, 2, 3), correction=0, keepdim=True)
+        normalised = (z - mean) / (var + 1e-5).sqrt()
+        x = F.leaky_relu(F.max_pool2d(weight[:, None, None] * normalised + bias[:, None, None], 2), slope)
+    return x
 
 
-def fused(x, filters, weight, bias, slope=0.1):
-    return block(x, filters, None, weight, bias, 1e-5, slope)[0]
+def fused(x, *parameters, slope=0.1):
+    filters, weights, biases = (parameters[i::3] for i in range(3))
+    return blocks(x, filters, [None] * len(filters), weights, biases, 1e-5, slope)[0]
 
 
-def point(n, channels, filters, height, width, dtype=torch.float64):
+def point(n, channels, filters, height, width, count=1, dtype=torch.float64):
+    """Images; filters, weight and bias of each block."""
     torch.manual_seed(0)
-    filters_ = random(filters, channels, 3, 3, dtype=dtype) / 3
-    return random(n, channels, height, width, dtype=dtype), filters_, *(random(filters, dtype=dtype) for _ in range(2))
+    parameters = []
+    for i in range(count):
+        parameters.append(random(filters, filters if i else channels, 3, 3, dtype=dtype) / 3)
+        parameters += [random(filters, dtype=dtype) for _ in range(2)]
+    return random(n, channels, height, width, dtype=dtype), *parameters
 
 
 def derivatives(function, inputs):
@@ -62,7 +72,7 @@ def derivatives(function, inputs):
     u = [torch.randn(t.shape, dtype=t.dtype).requires_grad_() for t in first]
     second = torch.autograd.grad(first, [a, *leaves], u, create_graph=True, materialize_grads=True)
     v = [torch.randn(t.shape, dtype=t.dtype) for t in second]
-    third = torch.autograd.grad(second[:4], [a, *leaves, *u], v[:4], materialize_grads=True)
+    third = torch.autograd.grad(second, [a, *leaves, *u], v, materialize_grads=True)
     return [t.detach() for t in (y, *first, *second, *third)]
 
 
@@ -77,12 +87,12 @@ def test_kernels_are_compiled_where_they_should_be():
         assert native.takes(torch.zeros(1, 16, 4, 4), torch.zeros(16, 16, 3, 3))
 
 
-# --- a block --------------------------------------------------------------------------------------------------------
+# --- blocks -------------------------------------------------------------------------------------------------------
 
 
 @compiled
 @pytest.mark.parametrize("shape", SHAPES)
-def test_a_block_equals_torch_in_three_derivatives(shape):
+def test_blocks_equal_torch_in_three_derivatives(shape):
     inputs = point(*shape)
     assert_close(derivatives(fused, inputs), derivatives(plain, inputs), 1e-10)
 
@@ -90,7 +100,7 @@ def test_a_block_equals_torch_in_three_derivatives(shape):
 @compiled
 @pytest.mark.parametrize("slope", [0.0, 0.01, 1.0])
 def test_first_and_second_derivatives_match_finite_differences(slope):
-    inputs = [t.requires_grad_() for t in point(2, 3, 8, 4, 5)]
+    inputs = [t.requires_grad_() for t in point(2, 3, 8, 5, 4, count=2)]
 
     def function(*inputs):
         return fused(*inputs, slope=slope)
@@ -132,12 +142,15 @@ def test_any_of_the_inputs_may_be_constant(constant):
 
 
 @compiled
-def test_statistics_are_those_of_the_convolution():
-    x, filters, weight, bias = point(4, 3, 16, 6, 7)
+def test_statistics_are_those_of_the_convolutions():
+    x, filters, weight, bias, other, *_ = point(4, 3, 16, 6, 7, count=2)
     shift = random(16).requires_grad_()
-    y, mean, var = block(x, filters.requires_grad_(), shift, weight, bias, 1e-5, 0.0)
+    filters.requires_grad_()
+    y, mean, var = blocks(x, [filters, other], [shift, None], [weight] * 2, [bias] * 2, 1e-5, 0.1)
     z = F.conv2d(x, filters, shift, padding=1).detach()
-    torch.testing.assert_close((mean, var), (z.mean((0, 2, 3)), z.var((0, 2, 3), correction=0)))
+    after = F.conv2d(plain(x, filters, weight, bias), other, padding=1).detach()
+    for i, maps in enumerate((z, after)):
+        torch.testing.assert_close((mean[i], var[i]), (maps.mean((0, 2, 3)), maps.var((0, 2, 3), correction=0)))
     assert not mean.requires_grad
     assert not var.requires_grad
     of_shift = torch.autograd.grad(y.square().sum(), shift)[0]
@@ -177,16 +190,18 @@ def test_tasks_under_vmap_equal_a_loop(channels, shared):
     torch.manual_seed(0)
     x = random(4, 3, channels, 6, 5)
     per_task = [random(4, 16, channels, 3, 3) / 3, random(4, 16), random(4, 16)]
+    per_task += [random(4, 16, 16, 3, 3) / 3, random(4, 16), random(4, 16)]
     if shared:
         per_task = [t[0].expand_as(t) for t in per_task]
 
     def second(*inputs):
         def first(*inputs):
-            return torch.func.grad(lambda *i: fused(*i).square().sum(), argnums=(1, 2, 3))(*inputs)
+            return torch.func.grad(lambda *i: fused(*i).square().sum(), argnums=tuple(range(1, 7)))(*inputs)
 
-        return torch.func.grad(lambda *i: sum(g.square().sum() for g in first(*i)), argnums=(1, 2, 3))(*inputs)
+        value = torch.func.grad(lambda *i: sum(g.square().sum() for g in first(*i)), argnums=tuple(range(1, 7)))
+        return value(*inputs)
 
-    dims = (0, None, None, None) if shared else 0
+    dims = (0, *[None] * 6) if shared else 0
     inputs = [t[0] for t in per_task] if shared else per_task
     at_once = vmap(second, in_dims=dims)(x, *inputs)
     one_by_one = [second(x[i], *(t[i] for t in per_task)) for i in range(4)]
@@ -197,7 +212,7 @@ def test_tasks_under_vmap_equal_a_loop(channels, shared):
 @pytest.mark.parametrize("channels", [3, 16])
 def test_threads_inside_a_call_change_no_bit(channels):
     """A run that goes on after an interruption may compute its first task with other threads than it would have."""
-    inputs = point(9, channels, 32, 13, 11, dtype=torch.float32)
+    inputs = point(9, channels, 32, 13, 11, count=3, dtype=torch.float32)
     before = torch.get_num_threads()
     results = []
     try:
@@ -278,7 +293,7 @@ def test_vectors_that_do_not_fit_are_refused_before_memory_is_read(which, wrong)
     vectors = [torch.zeros(16)] * 3
     vectors[which] = wrong
     with pytest.raises(ValueError, match=r"gives 16 channels of torch\.float32 on cpu; its bias or the norm"):
-        block(torch.zeros(2, 16, 4, 4), torch.zeros(16, 16, 3, 3), *vectors, 1e-5, 0.0)
+        blocks(torch.zeros(2, 16, 4, 4), [torch.zeros(16, 16, 3, 3)], *([vector] for vector in vectors), 1e-5, 0.0)
 
 
 @compiled
@@ -326,9 +341,10 @@ def test_a_changed_block_is_not_fused(change):
 def test_images_may_ask_for_their_gradient():
     x = random(2, 3, 6, 6).requires_grad_()
     torch.manual_seed(0)
-    layer, norm = Conv2d(3, 16, 3, padding=1).double(), PooledBatchNorm(16, track_running_stats=False).double()
-    mine = torch.autograd.grad(norm.after(layer, x, 0.0).square().sum(), x)[0]
-    want = torch.autograd.grad(plain(x, layer.weight, norm.weight, norm.bias, 0.0).square().sum(), x)[0]
+    block = Block(3, 16, True, 0.0).double()
+    mine = torch.autograd.grad(through([block], x).square().sum(), x)[0]
+    parameters = block.conv.weight, block.norm.weight, block.norm.bias
+    want = torch.autograd.grad(plain(x, *parameters, slope=0.0).square().sum(), x)[0]
     torch.testing.assert_close(mine, want)
 
 
@@ -422,11 +438,11 @@ def test_tasks_whose_images_ask_for_their_gradient_equal_a_loop(channels):
 def test_the_compiler_of_torch_gets_torchs_operators():
     """It can look neither into the kernels nor at their derivatives."""
     torch.manual_seed(0)
-    layer, norm = Conv2d(16, 16, 3, padding=1), PooledBatchNorm(16, track_running_stats=False)
+    block = Block(16, 16, True, 0.1)
     x = torch.randn(3, 16, 6, 6)
 
     def function(x):
-        return norm.after(layer, x, 0.1)
+        return through([block], x)
 
     compiled_function = torch.compile(function, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(compiled_function(x), function(x), rtol=1e-4, atol=1e-5)

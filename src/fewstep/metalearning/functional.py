@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_map
 
@@ -24,7 +23,7 @@ from fewstep.metalearning.attention import AttentionWatch, math_attention
 from fewstep.metalearning.precision import half
 from fewstep.metalearning.second_derivative import SecondDerivativeProbe
 from fewstep.models.batch_norm import apply_statistics, batch_statistics, normalise
-from fewstep.models.block import PooledBatchNorm, block, fuses
+from fewstep.models.block import PooledBatchNorm
 from fewstep.models.max_pool import max_pool
 
 NORMS = (_BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.modules.instancenorm._InstanceNorm, nn.RMSNorm)
@@ -72,17 +71,16 @@ class _ValueNorm(nn.Module):
             y = self._by(mean, var, x)
         else:
             y, mean, var = normalise(x, self.weight, self.bias, self.eps, self.pool)
-        self.now.seen[self.name] = Moments(mean, var)
+        self.tell(mean, var)
         return y
 
-    def after(self, convolution: nn.Conv2d, x: Tensor, slope: float) -> Tensor:
-        """As `PooledBatchNorm.after`."""
-        own = self.pool and self.now.given is None and not self.now.differentiable
-        if not own or not fuses(convolution, self, x):
-            return F.leaky_relu(self(convolution(x)), slope)
-        y, mean, var = block(x, convolution.weight, convolution.bias, self.weight, self.bias, self.eps, slope)
+    @property
+    def fuses(self) -> bool:
+        """As `PooledBatchNorm.fuses`."""
+        return self.pool and self.now.given is None and not self.now.differentiable
+
+    def tell(self, mean: Tensor, var: Tensor) -> None:
         self.now.seen[self.name] = Moments(mean, var)
-        return y
 
     def _by(self, mean: Tensor, var: Tensor, x: Tensor) -> Tensor:
         y = apply_statistics(x, mean, var, self.weight, self.bias, self.eps)

@@ -4,28 +4,9 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from fewstep.errors import BadInput, unknown
-from fewstep.models.block import PooledBatchNorm
-from fewstep.models.convolution import Conv2d
-
-
-class Block(nn.Module):
-    """Convolution 3×3, batch norm, activation, then half the size: by max-pooling 2×2 or by the stride."""
-
-    def __init__(self, channels: int, filters: int, pool: bool, negative_slope: float) -> None:
-        super().__init__()
-        self.conv = Conv2d(channels, filters, 3, stride=1 if pool else 2, padding=1)
-        norm = PooledBatchNorm if pool else nn.BatchNorm2d  # the activation never decreases: it commutes with pooling
-        self.norm = norm(filters, track_running_stats=False)
-        self.negative_slope = negative_slope
-
-    def forward(self, x: Tensor) -> Tensor:
-        together = getattr(self.norm, "after", None)
-        if together:
-            return together(self.conv, x, self.negative_slope)
-        return F.leaky_relu(self.norm(self.conv(x)), self.negative_slope)
+from fewstep.models.block import Block, through
 
 
 class Conv4(nn.Module):
@@ -109,6 +90,5 @@ class Conv4(nn.Module):
         if x.shape[1] == 1:
             # With one channel both layouts are one, and only the strides can tell torch which is meant.
             x = x.reshape(x.shape[0], *x.shape[2:], 1).movedim(-1, 1)
-        for block in self.blocks:
-            x = block(x)
+        x = through(self.blocks, x)
         return self.head(x.flatten(1) if self.pool else x.mean((2, 3)))

@@ -1,5 +1,6 @@
 """Convolution whose second derivative is as few convolutions as there are."""
 
+from collections.abc import Container
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -68,8 +69,8 @@ class Grouped(Quick):
     their place among the arguments and the results.
     """
 
-    filters_in: tuple[int, ...] = ()
-    filters_out: tuple[int, ...] = ()
+    filters_in: Container[int] = ()
+    filters_out: Container[int] = ()
 
     @classmethod
     def vmap(cls, info: Any, in_dims: Any, *inputs: Any) -> Any:

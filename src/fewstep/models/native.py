@@ -9,11 +9,10 @@ import importlib.util
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 SOURCES = Path(__file__).parent / "kernels"
@@ -58,9 +57,9 @@ def _library() -> ctypes.CDLL | None:
 SIGNATURES = {  # a letter for each argument: pointer, integer, number
     "convolve": "ippppi" + "i" * 6,
     "correlate": "ippp" + "i" * 6,
-    "block": "pppppdd" + "p" * 7 + "i" * 6,
-    "block_first": "p" * 10 + "d" + "p" * 5 + "i" * 6,
-    "block_second": "p" * 17 + "d" + "p" * 5 + "i" * 6,
+    "blocks": "pppdd" + "p" * 5 + "i" * 7,
+    "blocks_first": "p" * 9 + "d" + "p" * 5 + "i" * 7,
+    "blocks_second": "p" * 13 + "d" + "p" * 7 + "i" * 7,
 }
 KINDS = {"p": ctypes.c_void_p, "i": ctypes.c_int64, "d": ctypes.c_double}
 
@@ -98,9 +97,20 @@ def takes(x: Tensor, filters: Tensor, groups: int = 1) -> bool:
     )
 
 
+def takes_blocks(x: Tensor, filters: Sequence[Tensor]) -> bool:
+    """Whether kernels can be called for blocks one after another: each halves the maps, and has as many filters."""
+    first, *others = filters
+    wide = len(first)
+    return (
+        min(x.shape[2:]) >> len(filters) > 0
+        and takes(x, first)
+        and all(w.shape == (wide, wide, 3, 3) and fits(w, first) and type(w) in (Tensor, nn.Parameter) for w in others)
+    )
+
+
 def fits(vector: Tensor, filters: Tensor) -> bool:
-    """Whether there is a number of the vector for every filter: kernels do not ask again."""
-    return vector.shape == filters.shape[:1] and (vector.dtype, vector.device) == (filters.dtype, filters.device)
+    """Whether there is a row of the tensor for every filter, of its type: kernels do not ask again."""
+    return vector.shape[:1] == filters.shape[:1] and (vector.dtype, vector.device) == (filters.dtype, filters.device)
 
 
 @functools.cache
@@ -127,18 +137,11 @@ def convolve(
     inside, outside = filters[0].shape[1], len(filters[0]) // groups
     if turned:
         inside, outside = outside, inside
-    if outside % lanes(maps[0].dtype):
-        return _few(list(zip(maps, filters, strict=True)), groups)
     y = _maps(maps[0], n, height, width, outside * groups)
     bias = None if bias is None else bias.contiguous()
     sizes = n, height, width, inside, outside, groups
     _call("convolve", y.dtype, len(pairs), _pointers(maps), _pointers(filters), bias, y, turned, *sizes)
     return y
-
-
-def _few(pairs: Sequence[tuple[Tensor, Tensor]], groups: int) -> Tensor:
-    """The gradient of images of one or three channels: seldom asked for."""
-    return torch.stack([F.conv_transpose2d(a, w, padding=1, groups=groups) for a, w in pairs]).sum(0)
 
 
 def correlate(pairs: Sequence[tuple[Tensor, Tensor]], groups: int = 1) -> Tensor:
@@ -151,72 +154,108 @@ def correlate(pairs: Sequence[tuple[Tensor, Tensor]], groups: int = 1) -> Tensor
     return filters
 
 
-def block(
-    x: Tensor,
-    filters: Tensor,
-    shift: Tensor | None,
-    weight: Tensor,
-    bias: Tensor,
-    eps: float,
-    slope: float,
-    groups: int,
+class Sizes(NamedTuple):
+    """Of blocks one after another; channels and filters are those of a group."""
+
+    depth: int
+    images: int
+    height: int
+    width: int
+    channels: int
+    filters: int
+    groups: int
+
+    @property
+    def wide(self) -> int:
+        """Channels of all groups."""
+        return self.groups * self.filters
+
+    def pixels(self, block: int) -> int:
+        """Pixels of the maps that go into a block."""
+        return self.images * (self.height >> block) * (self.width >> block)
+
+
+def sizes(x: Tensor, filters: Sequence[Tensor], groups: int) -> Sizes:
+    """The sizes of blocks with these filters that are given x."""
+    n, _, height, width = x.shape
+    return Sizes(len(filters), n, height, width, filters[0].shape[1], len(filters[0]) // groups, groups)
+
+
+def blocks(
+    x: Tensor, vectors: Tensor, filters: Sequence[Tensor], eps: float, slope: float, groups: int, keep: bool
 ) -> tuple[Tensor, ...]:
-    """y = LeakyReLU(max-pool(norm(z))) of z = W ∗ x + b.
+    """y = h_B of blocks h_i = LeakyReLU(max-pool(norm(z_i))), z_i = W_i ∗ h_{i−1}, h_0 = x.
+
+    Args:
+        x: maps. filters: W_i, all with C filters.
+        vectors: (3 B, C): γ of every block, then β, then what the convolutions add, which the norms take away.
+        keep: what derivatives need: z and corners.
 
     Returns:
-        y, μ, σ², 1/√(σ² + ε), z, the pixels of z that pooling keeps, and which of four each of them is.
+        y; h_1 … h_{B−1}, a row of C numbers a pixel; moments (4 B, C): μ of every block's convolution, then σ², then
+        1/√(σ² + ε), then μ without what the convolution adds; z likewise; and which pixel of four pooling keeps. The
+        last two are empty where nothing is to be kept.
     """
-    given = x, filters, shift, weight, bias = _dense(x, filters, shift, weight, bias)
-    n, _, height, width = x.shape
-    z, y = _maps(x, n, height, width, len(filters)), _maps(x, n, height // 2, width // 2, len(filters))
-    kept, corner = torch.empty_like(y), torch.empty_like(y, dtype=torch.uint8)
-    mean, var, rstd = (torch.empty_like(weight) for _ in range(3))
-    _call("block", x.dtype, *given, eps, slope, z, y, kept, corner, mean, var, rstd, *_sizes(x, filters, groups))
-    return y, mean, var, rstd, z, kept, corner
+    x, vectors, *filters = _dense(x, vectors, *filters)
+    s = sizes(x, filters, groups)
+    y = _maps(x, s.images, s.height >> s.depth, s.width >> s.depth, s.wide)
+    inner = _rows(x, sum(map(s.pixels, range(1, s.depth))), s)
+    moments = _rows(x, 4 * s.depth, s)
+    z = _rows(x, sum(map(s.pixels, range(s.depth))) if keep else s.pixels(0), s)
+    corner = _rows(x, sum(map(s.pixels, range(1, s.depth + 1))), s, torch.uint8) if keep else None
+    _call("blocks", x.dtype, x, vectors, _pointers(filters), eps, slope, inner, y, moments, z, corner, *s)
+    if corner is None:
+        z, corner = z[:0], _rows(x, 0, s, torch.uint8)
+    return y, inner, moments, z, corner
 
 
-def block_first(*given: Tensor, slope: float, groups: int, of_x: bool) -> tuple[Tensor | None, ...]:
-    """dx, dW, dγ, dβ and dz for the gradient a of y.
+def blocks_first(
+    a: Tensor, a_inner: Tensor | None, x: Tensor, vectors: Tensor, inner: Tensor, moments: Tensor, z: Tensor,
+    corner: Tensor, filters: Sequence[Tensor], slope: float, groups: int, of_x: bool,
+) -> tuple[Any, ...]:  # fmt: skip
+    """dx, the gradient of `vectors`, the whole gradient of `inner`, dW_i, for gradients a of y and a_inner of `inner`.
 
     Args:
-        given: a, x, W, γ, β, μ, 1/√(σ² + ε), z, and the two of pooling.
+        a_inner: None for none.
+        x … filters: what `blocks` was given and gave.
         of_x: whether to compute dx.
     """
-    given = _, x, filters, weight, *_ = _dense(*given)
-    sizes = _sizes(x, filters, groups)
-    few = filters.shape[1] % lanes(x.dtype) != 0
-    dx = torch.empty_like(x) if of_x and not few else None
-    n, _, height, width = x.shape
-    dz = _maps(x, n, height, width, len(filters))
-    d_filters, d_weight, d_bias = torch.empty_like(filters), torch.empty_like(weight), torch.empty_like(weight)
-    _call("block_first", x.dtype, *given, slope, dx, d_filters, d_weight, d_bias, dz, *sizes)
-    return _few([(dz, filters)], groups) if of_x and few else dx, d_filters, d_weight, d_bias, dz
+    a, a_inner, x, vectors, inner, moments, z, corner, *filters = _dense(
+        a, a_inner, x, vectors, inner, moments, z, corner, *filters
+    )
+    s = sizes(x, filters, groups)
+    dx = torch.empty_like(x) if of_x else None
+    d_vectors, d_inner, d_filters = torch.empty_like(vectors), torch.empty_like(inner), _like(filters)
+    given = a, a_inner, x, vectors, inner, moments, z, corner, _pointers(filters)
+    room = _rows(x, s.pixels(0), s)
+    _call("blocks_first", x.dtype, *given, slope, dx, d_vectors, d_inner, _pointers(d_filters), room, *s)
+    return dx, d_vectors, d_inner, *d_filters
 
 
-def block_second(*given: Tensor | None, slope: float, groups: int, of_x: bool) -> tuple[Tensor | None, ...]:
-    """The pull-back of (u_x, u_W, u_γ, u_β) through `block_first`, to a, x, W and γ.
+def blocks_second(
+    u_x: Tensor | None, u_vectors: Tensor | None, u_filters: Sequence[Tensor | None], a: Tensor, x: Tensor,
+    vectors: Tensor, inner: Tensor, moments: Tensor, z: Tensor, corner: Tensor, filters: Sequence[Tensor],
+    d_vectors: Tensor, d_inner: Tensor, slope: float, groups: int, of_x: bool,
+) -> tuple[Any, ...]:  # fmt: skip
+    """The pull-back of (u_x, u_vectors, u_W_i) through `blocks_first`: to a, a_inner, x, vectors, inner and W_i.
 
     Args:
-        given: the cotangents, zero where None; what `block_first` was given; dγ, dβ and dz.
+        u_x, u_vectors, u_filters: zero where None.
+        a … filters: what `blocks_first` was given. d_vectors, d_inner: what it gave.
         of_x: whether to compute what goes to x.
     """
-    given = _, u_filters, _, _, a, x, filters, weight, *_, dz = _dense(*given)
-    sizes = _sizes(x, filters, groups)
-    few = filters.shape[1] % lanes(x.dtype) != 0
-    g_x = torch.empty_like(x) if of_x and not few else None
-    g_a, g_filters, g_weight = torch.empty_like(a), torch.empty_like(filters), torch.empty_like(weight)
-    n, _, height, width = x.shape
-    room = _maps(x, 2 * n, height, width, len(filters))
-    _call("block_second", x.dtype, *given, slope, g_a, g_x, g_filters, g_weight, room, *sizes)
-    if of_x and few:
-        both = [(room[n:], filters)] if u_filters is None else [(room[n:], filters), (dz, u_filters)]
-        g_x = _few(both, groups)
-    return g_a, g_x, g_filters, g_weight
-
-
-def _sizes(x: Tensor, filters: Tensor, groups: int) -> tuple[int, ...]:
-    """Images, height, width, channels and filters of a group, groups."""
-    return len(x), *x.shape[2:], filters.shape[1], len(filters) // groups, groups
+    u_x, u_vectors, *u_filters = _dense(u_x, u_vectors, *u_filters)
+    a, x, vectors, inner, moments, z, corner, d_vectors, d_inner, *filters = _dense(
+        a, x, vectors, inner, moments, z, corner, d_vectors, d_inner, *filters
+    )
+    s = sizes(x, filters, groups)
+    g_a, g_a_inner, g_inner = torch.empty_like(a), torch.empty_like(inner), torch.empty_like(inner)
+    g_x, g_vectors, g_filters = torch.empty_like(x) if of_x else None, torch.empty_like(vectors), _like(filters)
+    cotangents = u_x, u_vectors, _pointers(u_filters)
+    given = a, x, vectors, inner, moments, z, corner, _pointers(filters), d_vectors, d_inner
+    results = g_a, g_a_inner, g_x, g_vectors, g_inner, _pointers(g_filters)
+    _call("blocks_second", x.dtype, *cotangents, *given, slope, *results, _rows(x, 2 * s.pixels(0), s), *s)
+    return g_a, g_a_inner, g_x, g_vectors, g_inner, *g_filters
 
 
 def _dense(*tensors: Tensor | None) -> Any:
@@ -235,5 +274,13 @@ def _maps(like: Tensor, n: int, height: int, width: int, channels: int) -> Tenso
     )
 
 
-def _pointers(tensors: Sequence[Tensor]) -> ctypes.Array:
-    return (ctypes.c_void_p * len(tensors))(*(t.data_ptr() for t in tensors))
+def _rows(like: Tensor, rows: int, s: Sizes, dtype: torch.dtype | None = None) -> Tensor:
+    return torch.empty((rows, s.wide), dtype=dtype or like.dtype, device=like.device)
+
+
+def _like(tensors: Sequence[Tensor]) -> list[Tensor]:
+    return [torch.empty_like(t) for t in tensors]
+
+
+def _pointers(tensors: Sequence[Tensor | None]) -> ctypes.Array:
+    return (ctypes.c_void_p * len(tensors))(*(None if t is None else t.data_ptr() for t in tensors))

@@ -1,7 +1,7 @@
 // Batch norm, max-pooling 2×2 and activation, with two derivatives.
 //
-// The formulas are those of batch_norm.py. kept (images, h, w, channels) are the pixels of x that pooling keeps and
-// corner which of the four each is; the activation multiplies what is below zero by `slope`.
+// The formulas are those of batch_norm.py. corner (images, h, w, channels) says which of the four pixels of a window
+// pooling keeps; the activation multiplies what is below zero by `slope`.
 #pragma once
 
 #include <cmath>
@@ -45,8 +45,8 @@ struct Pooled {
 };
 
 template <class T>
-INLINE void pool_norm(const T *x, const T *weight, const T *bias, T eps, T slope, T *y, T *kept, uint8_t *corner,
-                      T *mean, T *var, T *rstd, Pooled s) {
+INLINE void pool_norm(const T *x, const T *weight, const T *bias, T eps, T slope, T *y, uint8_t *corner, T *mean,
+                      T *var, T *rstd, Pooled s) {
   const Size channels = s.channels, pixels = s.height * s.width;
   T *moments = scratch<T, SHARED>((s.images + 1) * 2 * channels);  // mean and squared deviations of each image
 #pragma omp parallel for
@@ -74,8 +74,8 @@ INLINE void pool_norm(const T *x, const T *weight, const T *bias, T eps, T slope
             most = more ? v[q] * sign : most;
             at = more ? Mask<T>{} + q : at;
           }
-          store(kept + s.kept(n, i, j) + c, most * sign);
-          *(Bytes<T> *)(corner + s.kept(n, i, j) + c) = __builtin_convertvector(at, Bytes<T>);
+          store(y + s.kept(n, i, j) + c, most * sign);
+          if (corner) *(Bytes<T> *)(corner + s.kept(n, i, j) + c) = __builtin_convertvector(at, Bytes<T>);
         }
     s.rest(n, [&](Size p) {
       for (Size c = 0; c < channels; c += W<T>) {
@@ -102,7 +102,7 @@ INLINE void pool_norm(const T *x, const T *weight, const T *bias, T eps, T slope
   for (Size n = 0; n < s.images; n++)
     for (Size p = s.kept(n, 0, 0); p < s.kept(n + 1, 0, 0); p += channels)
       for (Size c = 0; c < channels; c += W<T>) {
-        Vec<T> v = load(scale + c) * load(kept + p + c) + load(shift + c);
+        Vec<T> v = load(scale + c) * load(y + p + c) + load(shift + c);
         store(y + p + c, active(v, v, slope));
       }
 }
@@ -115,29 +115,54 @@ INLINE void total(const T *of_each, Size images, Size count, T *out) {
     for (Size c = 0; c < count; c++) out[c] += of_each[n * count + c];
 }
 
+// A window of 2×2 pixels and the one that pooling keeps
 template <class T>
-INLINE void pool_norm_first(const T *a, const T *x, const T *weight, const T *bias, const T *kept,
-                            const uint8_t *corner, const T *mean, const T *rstd, T slope, T *dx, T *d_weight, T *d_bias,
-                            Pooled s) {
-  const Size channels = s.channels, count = s.images * s.height * s.width;
-  T *scale = scratch<T, SHARED>((4 + 2 + 2 * s.images) * channels), *shift = scale + channels, *of_x = shift + channels,
-    *constant = of_x + channels, *sums = constant + channels, *of_each = sums + 2 * channels;
+struct Window {
+  Vec<T> v[4], kept{};
+  INLINE Window(const T *x, const uint8_t *corner, Size n, Size i, Size j, Size c, Pooled s) {
+    Mask<T> at = corners<T>(corner + s.kept(n, i, j) + c);
+    for (int q = 0; q < 4; q++) {
+      v[q] = load(x + s.corner(n, i, j, q) + c);
+      kept = at == q ? v[q] : kept;
+    }
+  }
+};
+
+// dγ and dβ
+template <class T>
+INLINE void pool_norm_sums(const T *a, const T *x, const T *weight, const T *bias, const uint8_t *corner, const T *mean,
+                           const T *rstd, T slope, T *d_weight, T *d_bias, Pooled s) {
+  const Size channels = s.channels;
+  T *scale = scratch<T, SHARED>((2 + 2 + 2 * s.images) * channels), *shift = scale + channels, *sums = shift + channels,
+    *of_each = sums + 2 * channels;
   for (Size c = 0; c < channels; c++) scale[c] = weight[c] * rstd[c], shift[c] = bias[c] - mean[c] * scale[c];
 #pragma omp parallel for
   for (Size n = 0; n < s.images; n++) {
     T *s1 = of_each + n * 2 * channels, *s2 = s1 + channels;
     std::fill(s1, s1 + 2 * channels, T(0));
-    for (Size p = s.kept(n, 0, 0); p < s.kept(n + 1, 0, 0); p += channels)
-      for (Size c = 0; c < channels; c += W<T>) {
-        Vec<T> v = load(kept + p + c), own = active(load(scale + c) * v + load(shift + c), load(a + p + c), slope);
-        store(s1 + c, load(s1 + c) + own);
-        store(s2 + c, load(s2 + c) + own * (v - load(mean + c)));
-      }
+    for (Size i = 0; i < s.h(); i++)
+      for (Size j = 0; j < s.w(); j++)
+        for (Size c = 0; c < channels; c += W<T>) {
+          Vec<T> v = Window<T>(x, corner, n, i, j, c, s).kept;
+          Vec<T> own = active(load(scale + c) * v + load(shift + c), load(a + s.kept(n, i, j) + c), slope);
+          store(s1 + c, load(s1 + c) + own);
+          store(s2 + c, load(s2 + c) + own * (v - load(mean + c)));
+        }
   }
   total(of_each, s.images, 2 * channels, sums);
+  for (Size c = 0; c < channels; c++) d_bias[c] = sums[c], d_weight[c] = sums[channels + c] * rstd[c];
+}
+
+// dx from dγ and dβ
+template <class T>
+INLINE void pool_norm_first(const T *a, const T *x, const T *weight, const T *bias, const uint8_t *corner,
+                            const T *mean, const T *rstd, const T *d_weight, const T *d_bias, T slope, T *dx,
+                            Pooled s) {
+  const Size channels = s.channels, count = s.images * s.height * s.width;
+  T *scale = scratch<T, SHARED>(4 * channels), *shift = scale + channels, *of_x = shift + channels,
+    *constant = of_x + channels;
   for (Size c = 0; c < channels; c++) {
-    d_bias[c] = sums[c];
-    d_weight[c] = sums[channels + c] * rstd[c];
+    scale[c] = weight[c] * rstd[c], shift[c] = bias[c] - mean[c] * scale[c];
     of_x[c] = -scale[c] * rstd[c] * d_weight[c] / count;
     constant[c] = -scale[c] * d_bias[c] / count - of_x[c] * mean[c];
   }
@@ -146,14 +171,14 @@ INLINE void pool_norm_first(const T *a, const T *x, const T *weight, const T *bi
     for (Size i = 0; i < s.h(); i++)
       for (Size j = 0; j < s.w(); j++)
         for (Size c = 0; c < channels; c += W<T>) {
+          Window<T> window(x, corner, n, i, j, c, s);
           Size p = s.kept(n, i, j) + c;
           Vec<T> scaled = load(scale + c),
-                 own = scaled * active(scaled * load(kept + p) + load(shift + c), load(a + p), slope);
+                 own = scaled * active(scaled * window.kept + load(shift + c), load(a + p), slope);
           Mask<T> at = corners<T>(corner + p);
-          for (int q = 0; q < 4; q++) {
-            Size to = s.corner(n, i, j, q) + c;
-            store(dx + to, load(of_x + c) * load(x + to) + load(constant + c) + (at == q ? own : Vec<T>{}));
-          }
+          for (int q = 0; q < 4; q++)
+            store(dx + s.corner(n, i, j, q) + c,
+                  load(of_x + c) * window.v[q] + load(constant + c) + (at == q ? own : Vec<T>{}));
         }
     s.rest(n, [&](Size p) {
       for (Size c = 0; c < channels; c += W<T>)
@@ -162,10 +187,11 @@ INLINE void pool_norm_first(const T *a, const T *x, const T *weight, const T *bi
   }
 }
 
+// What comes back to a, x and γ. g_x may be u.
 template <class T>
 INLINE void pool_norm_second(const T *u, const T *u_weight, const T *u_bias, const T *a, const T *x, const T *weight,
-                             const T *bias, const T *kept, const uint8_t *corner, const T *mean, const T *rstd,
-                             const T *d_weight, const T *d_bias, T slope, T *g_a, T *g_x, T *g_weight, Pooled s) {
+                             const T *bias, const uint8_t *corner, const T *mean, const T *rstd, const T *d_weight,
+                             const T *d_bias, T slope, T *g_a, T *g_x, T *g_weight, Pooled s) {
   const Size channels = s.channels;
   const T count = s.images * s.height * s.width;
   T *scale = scratch<T, SHARED>((7 + 3 + 3 * s.images) * channels), *shift = scale + channels,
@@ -179,20 +205,16 @@ INLINE void pool_norm_second(const T *u, const T *u_weight, const T *u_bias, con
     for (Size i = 0; i < s.h(); i++)
       for (Size j = 0; j < s.w(); j++)
         for (Size c = 0; c < channels; c += W<T>) {
-          Size p = s.kept(n, i, j) + c;
-          Vec<T> own = active(load(scale + c) * load(kept + p) + load(shift + c), load(a + p), slope), there{}, sum{},
+          Window<T> xs(x, corner, n, i, j, c, s), us(u, corner, n, i, j, c, s);
+          Vec<T> own = active(load(scale + c) * xs.kept + load(shift + c), load(a + s.kept(n, i, j) + c), slope), sum{},
                  moment{};
-          Mask<T> at = corners<T>(corner + p);
           for (int q = 0; q < 4; q++) {
-            Size from = s.corner(n, i, j, q) + c;
-            Vec<T> v = load(u + from);
-            sum += v;
-            moment += v * (load(x + from) - load(mean + c));
-            there = at == q ? v : there;
+            sum += us.v[q];
+            moment += us.v[q] * (xs.v[q] - load(mean + c));
           }
           store(t1 + c, load(t1 + c) + sum);
           store(t2 + c, load(t2 + c) + moment);
-          store(ua + c, load(ua + c) + there * own);
+          store(ua + c, load(ua + c) + us.kept * own);
         }
     s.rest(n, [&](Size p) {
       for (Size c = 0; c < channels; c += W<T>) {
@@ -220,17 +242,14 @@ INLINE void pool_norm_second(const T *u, const T *u_weight, const T *u_bias, con
       for (Size j = 0; j < s.w(); j++)
         for (Size c = 0; c < channels; c += W<T>) {
           Size p = s.kept(n, i, j) + c;
-          Vec<T> scaled = load(scale + c), v = load(kept + p), y = scaled * v + load(shift + c), there{};
+          Window<T> xs(x, corner, n, i, j, c, s), us(u, corner, n, i, j, c, s);
+          Vec<T> scaled = load(scale + c), y = scaled * xs.kept + load(shift + c);
           Vec<T> own = load(shared + c) * active(y, load(a + p), slope);
           Mask<T> at = corners<T>(corner + p);
-          for (int q = 0; q < 4; q++) {
-            Size to = s.corner(n, i, j, q) + c;
-            Vec<T> w = load(u + to);
-            there = at == q ? w : there;
-            store(g_x + to,
-                  load(of_u + c) * w + load(of_x + c) * load(x + to) + load(for_x + c) + (at == q ? own : Vec<T>{}));
-          }
-          store(g_a + p, active(y, scaled * there + load(shared + c) * v + load(for_a + c), slope));
+          for (int q = 0; q < 4; q++)
+            store(g_x + s.corner(n, i, j, q) + c,
+                  load(of_u + c) * us.v[q] + load(of_x + c) * xs.v[q] + load(for_x + c) + (at == q ? own : Vec<T>{}));
+          store(g_a + p, active(y, scaled * us.kept + load(shared + c) * xs.kept + load(for_a + c), slope));
         }
     s.rest(n, [&](Size p) {
       for (Size c = 0; c < channels; c += W<T>)

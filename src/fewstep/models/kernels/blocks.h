@@ -1,0 +1,136 @@
+// Blocks one after another: convolution, batch norm, max-pooling, activation; with two derivatives.
+//
+// Every block has as many filters. Vectors are rows, one a block: weights γ, then biases β, then the shifts that
+// convolutions add and norms take away; of moments: means with the shift, then variances, then 1/√(σ² + ε), then means
+// without. What lies between the blocks (`inner`), the convolutions' maps z and the corners lie one after another, the
+// first block's first.
+#pragma once
+
+#include "patches.h"
+#include "pool_norm.h"
+#include "winograd.h"
+
+namespace fewstep {
+
+template <class T>
+void convolve(Size pairs, const T *const *x, const T *const *w, const T *bias, T *y, bool turned, Sizes s) {
+  if (s.in % W<T>)
+    patchwise(pairs, x, w, bias, y, s);
+  else if (s.out % W<T>)
+    patchwise_turned(pairs, x, w, y, s);
+  else
+    winograd(pairs, x, w, bias, y, turned, s);
+}
+
+template <class T>
+void correlate(Size pairs, const T *const *x, const T *const *a, T *dw, Sizes s) {
+  if (s.in % W<T>)
+    patchwise_gradient(pairs, x, a, dw, s);
+  else
+    winograd_gradient(pairs, x, a, dw, s);
+}
+
+struct Blocks {
+  Size count;
+  Sizes first;
+
+  Size channels() const { return first.groups * first.out; }
+  Sizes operator[](Size i) const {
+    return {first.images, first.height >> i, first.width >> i, i ? first.out : first.in, first.out, first.groups};
+  }
+  Sizes turned(Size i) const {
+    Sizes s = (*this)[i];
+    return {s.images, s.height, s.width, s.out, s.in, s.groups};
+  }
+  Pooled pooled(Size i) const { return {first.images, first.height >> i, first.width >> i, channels()}; }
+  // Numbers of the maps z of block i, and of those that block i − 1 gives
+  Size map(Size i) const { return first.images * (first.height >> i) * (first.width >> i) * channels(); }
+  // Where the maps z of block i begin, and what block i gives
+  Size at(Size i, Size from = 0) const { return i ? at(i - 1, from) + map(i - 1 + from) : 0; }
+  Size after(Size i) const { return at(i, 1); }
+};
+
+enum Kind { WEIGHT, BIAS, SHIFT };              // of vectors
+enum Moment { SHIFTED_MEAN, VAR, RSTD, MEAN };  // of moments
+
+// The rows of a block, by kind
+template <class T>
+struct Rows {
+  T *vectors;
+  Size block;
+  const Blocks &b;
+  INLINE T *operator[](int kind) const { return vectors ? vectors + (kind * b.count + block) * b.channels() : nullptr; }
+};
+
+// Where `corner` is null nothing is kept for a derivative, and z is room for the maps of one block.
+template <class T>
+void blocks(const T *x, const T *vectors, const T *const *filters, T eps, T slope, T *inner, T *y, T *moments, T *z,
+            uint8_t *corner, Blocks b) {
+  for (Size i = 0; i < b.count; i++) {
+    Rows<const T> own{vectors, i, b};
+    Rows<T> m{moments, i, b};
+    T *maps = corner ? z + b.at(i) : z, *out = i + 1 < b.count ? inner + b.after(i) : y;
+    convolve<T>(1, &x, filters + i, nullptr, maps, false, b[i]);
+    pool_norm<T>(maps, own[WEIGHT], own[BIAS], eps, slope, out, corner ? corner + b.after(i) : nullptr, m[MEAN], m[VAR],
+                 m[RSTD], b.pooled(i));
+    for (Size c = 0; c < b.channels(); c++) m[SHIFTED_MEAN][c] = m[MEAN][c] + own[SHIFT][c];
+    x = out;
+  }
+}
+
+// a_inner: gradients of what lies between the blocks, beside those from the block after it; null for none.
+// room: for maps like the first block's z
+template <class T>
+void blocks_first(const T *a, const T *a_inner, const T *x, const T *vectors, const T *inner, const T *moments,
+                  const T *z, const uint8_t *corner, const T *const *filters, T slope, T *dx, T *d_vectors, T *d_inner,
+                  T *const *d_filters, T *room, Blocks b) {
+  std::fill(d_vectors + 2 * b.count * b.channels(), d_vectors + 3 * b.count * b.channels(), T(0));
+  for (Size i = b.count - 1; i >= 0; i--) {
+    Rows<const T> own{vectors, i, b}, m{moments, i, b};
+    Rows<T> d{d_vectors, i, b};
+    const T *in = i ? inner + b.after(i - 1) : x, *maps = z + b.at(i), *dz = room;
+    const uint8_t *corners = corner + b.after(i);
+    pool_norm_sums(a, maps, own[WEIGHT], own[BIAS], corners, m[MEAN], m[RSTD], slope, d[WEIGHT], d[BIAS], b.pooled(i));
+    pool_norm_first(a, maps, own[WEIGHT], own[BIAS], corners, m[MEAN], m[RSTD], d[WEIGHT], d[BIAS], slope, room,
+                    b.pooled(i));
+    correlate<T>(1, &in, &dz, d_filters[i], b[i]);
+    T *down = i ? d_inner + b.after(i - 1) : dx;
+    if (down) convolve<T>(1, &dz, filters + i, nullptr, down, true, b.turned(i));
+    for (Size k = 0; i && a_inner && k < b.map(i); k++) down[k] += a_inner[b.after(i - 1) + k];
+    a = down;
+  }
+}
+
+// Cotangents that are null are zero. d_inner and d_vectors: from `blocks_first`; room: for two maps like its own
+template <class T>
+void blocks_second(const T *u_x, const T *u_vectors, const T *const *u_filters, const T *a, const T *x,
+                   const T *vectors, const T *inner, const T *moments, const T *z, const uint8_t *corner,
+                   const T *const *filters, const T *d_vectors, const T *d_inner, T slope, T *g_a, T *g_a_inner, T *g_x,
+                   T *g_vectors, T *g_inner, T *const *g_filters, T *room, Blocks b) {
+  const T *u = u_x;
+  std::fill(g_vectors + b.count * b.channels(), g_vectors + 3 * b.count * b.channels(), T(0));
+  for (Size i = 0; i < b.count; i++) {
+    const bool last = i + 1 == b.count;
+    Rows<const T> own{vectors, i, b}, m{moments, i, b}, d{d_vectors, i, b}, us{u_vectors, i, b};
+    const T *in = i ? inner + b.after(i - 1) : x, *maps = z + b.at(i), *of_out = last ? a : d_inner + b.after(i);
+    const uint8_t *corners = corner + b.after(i);
+    T *u_z = room, *g_z = room, *dz = room + b.map(i), *g_out = last ? g_a : g_a_inner + b.after(i),
+      *g_in = i ? g_inner + b.after(i - 1) : g_x;
+    const T *u_w = u_filters[i], *given[2] = {u, in}, *through[2] = {filters[i], u_w};
+    if (u || u_w)
+      convolve<T>((u != nullptr) + (u_w != nullptr), given + !u, through + !u, nullptr, u_z, false, b[i]);
+    else
+      std::fill(u_z, u_z + b.map(i), T(0));
+    pool_norm_second<T>(u_z, us[WEIGHT], us[BIAS], of_out, maps, own[WEIGHT], own[BIAS], corners, m[MEAN], m[RSTD],
+                        d[WEIGHT], d[BIAS], slope, g_out, g_z, g_vectors + i * b.channels(), b.pooled(i));
+    if (u || (u_w && g_in))  // cheaper to compute again than to keep
+      pool_norm_first(of_out, maps, own[WEIGHT], own[BIAS], corners, m[MEAN], m[RSTD], d[WEIGHT], d[BIAS], slope, dz,
+                      b.pooled(i));
+    const T *inputs[2] = {in, u}, *outputs[2] = {g_z, dz};
+    if (g_in) convolve<T>(1 + (u_w != nullptr), outputs, through, nullptr, g_in, true, b.turned(i));
+    correlate<T>(1 + (u != nullptr), inputs, outputs, g_filters[i], b[i]);
+    u = g_out;
+  }
+}
+
+}  // namespace fewstep
