@@ -201,7 +201,8 @@ def blocks(
     y = _maps(x, s.images, s.height >> s.depth, s.width >> s.depth, s.wide)
     inner = _rows(x, sum(map(s.pixels, range(1, s.depth))), s)
     moments = _rows(x, 4 * s.depth, s)
-    z = _rows(x, sum(map(s.pixels, range(s.depth))) if keep else s.pixels(0), s)
+    few = s.channels % lanes(x.dtype) != 0  # then the maps of the first block are made image by image
+    z = _rows(x, sum(map(s.pixels, range(s.depth))) if keep else s.pixels(few), s)
     corner = _rows(x, sum(map(s.pixels, range(1, s.depth + 1))), s, torch.uint8) if keep else None
     _call("blocks", x.dtype, x, vectors, _pointers(filters), eps, slope, inner, y, moments, z, corner, *s)
     if corner is None:
@@ -227,7 +228,8 @@ def blocks_first(
     dx = torch.empty_like(x) if of_x else None
     d_vectors, d_inner, d_filters = torch.empty_like(vectors), torch.empty_like(inner), _like(filters)
     given = a, a_inner, x, vectors, inner, moments, z, corner, _pointers(filters)
-    room = _rows(x, s.pixels(0), s)
+    few = not of_x and s.channels % lanes(x.dtype) != 0
+    room = _rows(x, s.pixels(few), s)
     _call("blocks_first", x.dtype, *given, slope, dx, d_vectors, d_inner, _pointers(d_filters), room, *s)
     return dx, d_vectors, d_inner, *d_filters
 
@@ -254,7 +256,9 @@ def blocks_second(
     cotangents = u_x, u_vectors, _pointers(u_filters)
     given = a, x, vectors, inner, moments, z, corner, _pointers(filters), d_vectors, d_inner
     results = g_a, g_a_inner, g_x, g_vectors, g_inner, _pointers(g_filters)
-    _call("blocks_second", x.dtype, *cotangents, *given, slope, *results, _rows(x, 2 * s.pixels(0), s), *s)
+    few = u_x is None and not of_x and s.channels % lanes(x.dtype) != 0
+    room = _rows(x, s.pixels(0) if few else 2 * s.pixels(0), s)
+    _call("blocks_second", x.dtype, *cotangents, *given, slope, *results, room, *s)
     return g_a, g_a_inner, g_x, g_vectors, g_inner, *g_filters
 
 

@@ -62,46 +62,75 @@ struct Rows {
   INLINE T *operator[](int kind) const { return vectors ? vectors + (kind * b.count + block) * b.channels() : nullptr; }
 };
 
-// Where `corner` is null nothing is kept for a derivative, and z is room for the maps of one block.
+// The first block of images with few channels goes image by image, with the maps of one image at a time in the cache,
+// as far as they need not stay.
+
+// Where `corner` is null nothing is kept for a derivative, and z is room for the maps of one block, or none for the
+// first of images with few channels.
 template <class T>
 void blocks(const T *x, const T *vectors, const T *const *filters, T eps, T slope, T *inner, T *y, T *moments, T *z,
             uint8_t *corner, Blocks b) {
   for (Size i = 0; i < b.count; i++) {
-    Rows<const T> own{vectors, i, b};
-    Rows<T> m{moments, i, b};
+    const Rows<const T> own{vectors, i, b};
+    const Rows<T> m{moments, i, b};
+    const Pooled s = b.pooled(i);
     T *maps = corner ? z + b.at(i) : z, *out = i + 1 < b.count ? inner + b.after(i) : y;
-    convolve<T>(1, &x, filters + i, nullptr, maps, false, b[i]);
-    pool_norm<T>(maps, own[WEIGHT], own[BIAS], eps, slope, out, corner ? corner + b.after(i) : nullptr, m[MEAN], m[VAR],
-                 m[RSTD], b.pooled(i));
+    auto norm = [&](const auto &maps) __attribute__((always_inline)) {
+      pool_norm<T>(maps, own[WEIGHT], own[BIAS], eps, slope, out, corner ? corner + b.after(i) : nullptr, m[MEAN],
+                   m[VAR], m[RSTD], s);
+    };
+    if (b[i].in % W<T>) {
+      const Patchwise<T> convolution(1, &x, filters + i, nullptr, b[i]);
+      norm([&](Size n) {
+        T *to = corner ? maps + n * s.image() : scratch<T, IMAGE>(s.image());
+        convolution.image(n, to);
+        return to;
+      });
+    } else {
+      winograd(1, &x, filters + i, (const T *)nullptr, maps, false, b[i]);
+      norm([&](Size n) { return maps + n * s.image(); });
+    }
     for (Size c = 0; c < b.channels(); c++) m[SHIFTED_MEAN][c] = m[MEAN][c] + own[SHIFT][c];
     x = out;
   }
 }
 
 // a_inner: gradients of what lies between the blocks, beside those from the block after it; null for none.
-// room: for maps like the first block's z
+// room: for the largest dz, without the first block's where images have few channels and dx is null
 template <class T>
 void blocks_first(const T *a, const T *a_inner, const T *x, const T *vectors, const T *inner, const T *moments,
                   const T *z, const uint8_t *corner, const T *const *filters, T slope, T *dx, T *d_vectors, T *d_inner,
                   T *const *d_filters, T *room, Blocks b) {
   std::fill(d_vectors + 2 * b.count * b.channels(), d_vectors + 3 * b.count * b.channels(), T(0));
   for (Size i = b.count - 1; i >= 0; i--) {
-    Rows<const T> own{vectors, i, b}, m{moments, i, b};
-    Rows<T> d{d_vectors, i, b};
+    const Rows<const T> own{vectors, i, b}, m{moments, i, b};
+    const Rows<T> d{d_vectors, i, b};
+    const Pooled s = b.pooled(i);
     const T *in = i ? inner + b.after(i - 1) : x, *maps = z + b.at(i), *dz = room;
     const uint8_t *corners = corner + b.after(i);
-    pool_norm_sums(a, maps, own[WEIGHT], own[BIAS], corners, m[MEAN], m[RSTD], slope, d[WEIGHT], d[BIAS], b.pooled(i));
-    pool_norm_first(a, maps, own[WEIGHT], own[BIAS], corners, m[MEAN], m[RSTD], d[WEIGHT], d[BIAS], slope, room,
-                    b.pooled(i));
-    correlate<T>(1, &in, &dz, d_filters[i], b[i]);
+    pool_norm_sums(a, maps, own[WEIGHT], own[BIAS], corners, m[MEAN], m[RSTD], slope, d[WEIGHT], d[BIAS], s);
+    auto norm = [&](const auto &place, const auto &use) __attribute__((always_inline)) {
+      pool_norm_first<T>(a, maps, own[WEIGHT], own[BIAS], corners, m[MEAN], m[RSTD], d[WEIGHT], d[BIAS], slope, place,
+                         use, s);
+    };
     T *down = i ? d_inner + b.after(i - 1) : dx;
-    if (down) convolve<T>(1, &dz, filters + i, nullptr, down, true, b.turned(i));
+    if (!down && b[i].in % W<T>) {
+      const PatchwiseGradient<T> gradient(b[i]);
+      norm([&](Size) { return scratch<T, IMAGE>(s.image()); },
+           [&](Size n, const T *dz) { gradient.image(n, in, dz, false); });
+      gradient.finish(d_filters[i]);
+    } else {
+      norm([&](Size n) { return room + n * s.image(); }, [](Size, const T *) {});
+      correlate<T>(1, &in, &dz, d_filters[i], b[i]);
+      if (down) convolve<T>(1, &dz, filters + i, nullptr, down, true, b.turned(i));
+    }
     for (Size k = 0; i && a_inner && k < b.map(i); k++) down[k] += a_inner[b.after(i - 1) + k];
     a = down;
   }
 }
 
-// Cotangents that are null are zero. d_inner and d_vectors: from `blocks_first`; room: for two maps like its own
+// Cotangents that are null are zero. d_inner and d_vectors: from `blocks_first`. room: for two maps like the largest
+// dz; for one like the first block's where images have few channels, and u_x and g_x are null
 template <class T>
 void blocks_second(const T *u_x, const T *u_vectors, const T *const *u_filters, const T *a, const T *x,
                    const T *vectors, const T *inner, const T *moments, const T *z, const uint8_t *corner,
@@ -111,24 +140,43 @@ void blocks_second(const T *u_x, const T *u_vectors, const T *const *u_filters, 
   std::fill(g_vectors + b.count * b.channels(), g_vectors + 3 * b.count * b.channels(), T(0));
   for (Size i = 0; i < b.count; i++) {
     const bool last = i + 1 == b.count;
-    Rows<const T> own{vectors, i, b}, m{moments, i, b}, d{d_vectors, i, b}, us{u_vectors, i, b};
+    const Rows<const T> own{vectors, i, b}, m{moments, i, b}, d{d_vectors, i, b}, us{u_vectors, i, b};
+    const Pooled s = b.pooled(i);
     const T *in = i ? inner + b.after(i - 1) : x, *maps = z + b.at(i), *of_out = last ? a : d_inner + b.after(i);
     const uint8_t *corners = corner + b.after(i);
-    T *u_z = room, *g_z = room, *dz = room + b.map(i), *g_out = last ? g_a : g_a_inner + b.after(i),
+    T *g_z = room, *dz = room + b.map(i), *g_out = last ? g_a : g_a_inner + b.after(i),
       *g_in = i ? g_inner + b.after(i - 1) : g_x;
+    auto norm = [&](const auto &make, const auto &use) __attribute__((always_inline)) {
+      pool_norm_second<T>(g_z, make, us[WEIGHT], us[BIAS], of_out, maps, own[WEIGHT], own[BIAS], corners, m[MEAN],
+                          m[RSTD], d[WEIGHT], d[BIAS], slope, g_out, g_vectors + i * b.channels(), use, s);
+    };
     const T *u_w = u_filters[i], *given[2] = {u, in}, *through[2] = {filters[i], u_w};
-    if (u || u_w)
-      convolve<T>((u != nullptr) + (u_w != nullptr), given + !u, through + !u, nullptr, u_z, false, b[i]);
-    else
-      std::fill(u_z, u_z + b.map(i), T(0));
-    pool_norm_second<T>(u_z, us[WEIGHT], us[BIAS], of_out, maps, own[WEIGHT], own[BIAS], corners, m[MEAN], m[RSTD],
-                        d[WEIGHT], d[BIAS], slope, g_out, g_z, g_vectors + i * b.channels(), b.pooled(i));
-    if (u || (u_w && g_in))  // cheaper to compute again than to keep
-      pool_norm_first(of_out, maps, own[WEIGHT], own[BIAS], corners, m[MEAN], m[RSTD], d[WEIGHT], d[BIAS], slope, dz,
-                      b.pooled(i));
-    const T *inputs[2] = {in, u}, *outputs[2] = {g_z, dz};
-    if (g_in) convolve<T>(1 + (u_w != nullptr), outputs, through, nullptr, g_in, true, b.turned(i));
-    correlate<T>(1 + (u != nullptr), inputs, outputs, g_filters[i], b[i]);
+    if (!u && !g_in && b[i].in % W<T>) {
+      const Patchwise<T> convolution(u_w != nullptr, given + 1, through + 1, nullptr, b[i]);
+      const PatchwiseGradient<T> gradient(b[i]);
+      norm(
+          [&](Size n, T *u_z) {
+            if (u_w)
+              convolution.image(n, u_z);
+            else
+              std::fill(u_z, u_z + s.image(), T(0));
+          },
+          [&](Size n, const T *g_z) { gradient.image(n, in, g_z, false); });
+      gradient.finish(g_filters[i]);
+    } else {
+      if (u || u_w)
+        convolve<T>((u != nullptr) + (u_w != nullptr), given + !u, through + !u, nullptr, g_z, false, b[i]);
+      else
+        std::fill(g_z, g_z + b.map(i), T(0));
+      norm([](Size, const T *) {}, [](Size, const T *) {});
+      if (u || (u_w && g_in))  // cheaper to compute again than to keep
+        pool_norm_first<T>(
+            of_out, maps, own[WEIGHT], own[BIAS], corners, m[MEAN], m[RSTD], d[WEIGHT], d[BIAS], slope,
+            [&](Size n) { return dz + n * s.image(); }, [](Size, const T *) {}, s);
+      const T *inputs[2] = {in, u}, *outputs[2] = {g_z, dz};
+      if (g_in) convolve<T>(1 + (u_w != nullptr), outputs, through, nullptr, g_in, true, b.turned(i));
+      correlate<T>(1 + (u != nullptr), inputs, outputs, g_filters[i], b[i]);
+    }
     u = g_out;
   }
 }

@@ -38,51 +38,90 @@ INLINE void transpose(const T *a, Size rows, Size columns, T *out) {
     for (Size j = 0; j < columns; j++) out[j * rows + i] = a[i * columns + j];
 }
 
+// Σ_p w_p ∗ x_p + bias, an image at a time
 template <class T>
-INLINE void patchwise(Size pairs, const T *const *x, const T *const *w, const T *bias, T *y, Sizes z) {
-  const Size in = z.in, out = z.out, depth = 9 * in, wide = z.groups * out, width = z.width;
-  T *filters = scratch<T, SHARED>(depth * out);
-  for (Size g = 0; g < z.groups; g++)
-    for (Size p = 0; p < pairs; p++) {
-      transpose(w[p] + g * depth * out, out, depth, filters);
-#pragma omp parallel for
-      for (Size row = 0; row < z.images * z.height; row++) {
-        T *block = scratch<T, OWN>(depth * width + 3 * (width + 2) * in), *to = y + row * width * wide + g * out;
-        patches(z, x[p] + g * in, in, z.groups * in, row, block + depth * width, block);
-        for (Size j = 0; p == 0 && bias && j < width; j++)
-          std::copy(bias + g * out, bias + (g + 1) * out, to + j * wide);
-        product(width, out, depth, block, depth, 1, filters, out, to, wide, bias || p > 0);
+struct Patchwise {
+  Size pairs;
+  const T *const *x, *bias;
+  Sizes s;
+  T *filters;  // of each pair and group, transposed
+
+  INLINE Patchwise(Size pairs, const T *const *x, const T *const *w, const T *bias, Sizes s)
+      : pairs(pairs), x(x), bias(bias), s(s), filters(scratch<T, FILTERS>(pairs * s.groups * 9 * s.in * s.out)) {
+    const Size depth = 9 * s.in;
+    for (Size p = 0; p < pairs; p++)
+      for (Size g = 0; g < s.groups; g++)
+        transpose(w[p] + g * depth * s.out, s.out, depth, filters + (p * s.groups + g) * depth * s.out);
+  }
+
+  INLINE void row(Size row, T *y) const {
+    const Size in = s.in, out = s.out, depth = 9 * in;
+    T *block = scratch<T, TILES>(depth * s.width + 3 * (s.width + 2) * in);
+    for (Size g = 0; g < s.groups; g++, y += out) {
+      for (Size j = 0; bias && j < s.width; j++)
+        std::copy(bias + g * out, bias + (g + 1) * out, y + j * s.groups * out);
+      for (Size p = 0; p < pairs; p++) {
+        patches(s, x[p] + g * in, in, s.groups * in, row, block + depth * s.width, block);
+        product(s.width, out, depth, block, depth, 1, filters + (p * s.groups + g) * depth * out, out, y,
+                s.groups * out, bias || p > 0);
       }
     }
+  }
+  INLINE void image(Size n, T *y) const {
+    for (Size i = 0; i < s.height; i++) row(n * s.height + i, y + i * s.width * s.groups * s.out);
+  }
+};
+
+template <class T>
+INLINE void patchwise(Size pairs, const T *const *x, const T *const *w, const T *bias, T *y, Sizes s) {
+  const Patchwise<T> maps(pairs, x, w, bias, s);
+#pragma omp parallel for
+  for (Size row = 0; row < s.images * s.height; row++) maps.row(row, y + row * s.width * s.groups * s.out);
 }
 
-// Threads share out the filters, so that a sum is the same however many they are.
+// dw = Σ a ⋆ x over pairs, an image at a time
 template <class T>
-INLINE void patchwise_gradient(Size pairs, const T *const *x, const T *const *a, T *dw, Sizes z) {
-  const Size in = z.in, out = z.out, depth = 9 * in, wide = z.groups * out, width = z.width;
-  const Size threads = std::min<Size>(omp_get_max_threads(), out / W<T>);
-  T *filters = scratch<T, SHARED>(depth * out);
-  for (Size g = 0; g < z.groups; g++) {
-#pragma omp parallel for num_threads(threads)
-    for (Size t = 0; t < threads; t++) {
-      const Size begin = share<T>(out, t, threads), own = share<T>(out, t + 1, threads) - begin;
-      T *block = scratch<T, OWN>(depth * width + 3 * (width + 2) * in);
-      for (Size p = 0; p < pairs; p++)
-        for (Size row = 0; row < z.images * z.height; row++) {
-          patches(z, x[p] + g * in, in, z.groups * in, row, block + depth * width, block);
-          product(depth, own, width, block, 1, depth, a[p] + row * width * wide + g * out + begin, wide,
-                  filters + begin, out, p + row > 0);
-        }
-    }
-    transpose(filters, depth, out, dw + g * depth * out);
+struct PatchwiseGradient {
+  Sizes s;
+  T *sums;  // of each image and group, transposed
+
+  INLINE explicit PatchwiseGradient(Sizes s) : s(s), sums(scratch<T, GRADIENT>((s.images + 1) * size())) {}
+  Size size() const { return s.groups * 9 * s.in * s.out; }
+
+  // Of image n, whose gradients are `a`
+  INLINE void image(Size n, const T *x, const T *a, bool add) const {
+    const Size in = s.in, out = s.out, depth = 9 * in, wide = s.groups * out;
+    T *block = scratch<T, TILES>(depth * s.width + 3 * (s.width + 2) * in);
+    for (Size g = 0; g < s.groups; g++)
+      for (Size i = 0; i < s.height; i++) {
+        patches(s, x + g * in, in, s.groups * in, n * s.height + i, block + depth * s.width, block);
+        product(depth, out, s.width, block, 1, depth, a + i * s.width * wide + g * out, wide,
+                sums + n * size() + g * depth * out, out, add || i > 0);
+      }
   }
+  // In the order of the images, whatever the number of threads
+  INLINE void finish(T *dw) const {
+    T *all = sums + s.images * size();
+    total(sums, s.images, size(), all);
+    for (Size g = 0; g < s.groups; g++)
+      transpose(all + g * 9 * s.in * s.out, 9 * s.in, s.out, dw + g * 9 * s.in * s.out);
+  }
+};
+
+template <class T>
+INLINE void patchwise_gradient(Size pairs, const T *const *x, const T *const *a, T *dw, Sizes s) {
+  const PatchwiseGradient<T> gradient(s);
+#pragma omp parallel for
+  for (Size n = 0; n < s.images; n++)
+    for (Size p = 0; p < pairs; p++) gradient.image(n, x[p], a[p] + n * s.height * s.width * s.groups * s.out, p > 0);
+  gradient.finish(dw);
 }
 
 // The gradient of images with few channels, seldom asked for: dx = Σ_p w_pᵀ a_p, where z.out are the channels of x
 template <class T>
 INLINE void patchwise_turned(Size pairs, const T *const *a, const T *const *w, T *dx, Sizes z) {
   const Size in = z.in, out = z.out, depth = 9 * out;
-  T *filters = scratch<T, SHARED>(depth * in);
+  T *filters = scratch<T, FILTERS>(depth * in);
   for (Size g = 0; g < z.groups; g++)
     for (Size p = 0; p < pairs; p++) {
       transpose(w[p] + g * depth * in, in, depth, filters);

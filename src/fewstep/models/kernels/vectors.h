@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstdlib>
+#include <utility>
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -41,15 +42,42 @@ INLINE void store(T *p, Vec<T> v) {
   *(Vec<T> *)p = v;
 }
 
+#if defined(__has_builtin)
+#if __has_builtin(__builtin_shufflevector)
+#define SHUFFLES
+#endif
+#endif
+
+// Turn a square of numbers: numbers whose places differ by S change places, for every power of two S
+template <class T, Size S, Size... L>
+INLINE void exchange(Vec<T> &a, Vec<T> &b, std::integer_sequence<Size, L...>) {
+#ifdef SHUFFLES
+  Vec<T> first = __builtin_shufflevector(a, b, (L & S ? W<T> + L - S : L)...);
+  b = __builtin_shufflevector(a, b, (L & S ? W<T> + L : L + S)...);
+  a = first;
+#else
+  for (Size l = 0; l < W<T>; l++)
+    if (!(l & S)) std::swap(((T *)&a)[l + S], ((T *)&b)[l]);
+#endif
+}
+template <class T, Size S = 1>
+INLINE void transpose(Vec<T> (&rows)[W<T>]) {
+#pragma GCC unroll 16
+  for (Size i = 0; i < W<T>; i++)
+    if (!(i & S)) exchange<T, S>(rows[i], rows[i + S], std::make_integer_sequence<Size, W<T>>{});
+  if constexpr (2 * S < W<T>) transpose<T, 2 * S>(rows);
+}
+
 // Where the part of a thread begins when several share `count` numbers, by whole registers
 template <class T>
 Size share(Size count, Size thread, Size threads) {
   return count / W<T> * thread / threads * W<T>;
 }
 
-// Memory of this thread that outlives the call; who asks for the same purpose again takes it over. SHARED is asked for
-// outside of parallel regions and read by all threads inside, OWN is asked for inside.
-enum Purpose { SHARED, OWN };
+// Memory of this thread that outlives the call; who asks for the same purpose again takes it over. FILTERS, GRADIENT
+// and SUMS are asked for outside of parallel regions and read by all threads inside, TILES and IMAGE are asked for
+// inside.
+enum Purpose { FILTERS, GRADIENT, SUMS, TILES, IMAGE };
 template <class T, Purpose>
 T *scratch(Size count) {
   static thread_local struct Block {
@@ -64,6 +92,14 @@ T *scratch(Size count) {
     block.size = count;
   }
   return block.data;
+}
+
+// Sums over images, in the order of the images whatever the number of threads.
+template <class T>
+INLINE void total(const T *of_each, Size images, Size count, T *out) {
+  std::fill(out, out + count, T(0));
+  for (Size n = 0; n < images; n++)
+    for (Size c = 0; c < count; c++) out[c] += of_each[n * count + c];
 }
 
 // Of a convolution; channels are those of a group.

@@ -10,7 +10,7 @@
 
 namespace fewstep {
 
-constexpr Size TILES = 24;  // at a time: what they need stays in the second-level cache
+constexpr Size CHUNK = 24;  // tiles at a time: what they need stays in the second-level cache
 
 // Sixteen matrices begin a cache line further apart than they are long: powers of two would share few lines.
 template <class T>
@@ -29,8 +29,9 @@ struct Tile {
   INLINE Size at(Size i, Size j) const { return (image * s.height + y + i) * s.width + x + j; }
 };
 
-// Bᵀ x B of `count` tiles from the first on, (16, count, channels); a pixel is so many numbers from the next
-template <class T>
+// Bᵀ x B of `count` tiles from the first on, (16, count, channels), or some of its four rows; a pixel is so many
+// numbers from the next
+template <class T, int BEGIN = 0, int END = 4>
 INLINE void maps_in(const Sizes &s, const T *x, Size channels, Size pixel, Size first, Size count, const T *zeros,
                     T *out) {
   Size step = apart<T>(count * channels);
@@ -47,9 +48,9 @@ INLINE void maps_in(const Sizes &s, const T *x, Size channels, Size pixel, Size 
                d3 = load(from[3][j] + c);
         e[0][j] = d0 - d2, e[1][j] = d1 + d2, e[2][j] = d2 - d1, e[3][j] = d1 - d3;
       }
-      T *to = out + p * channels + c;
+      T *to = out + BEGIN * 4 * step + p * channels + c;
 #pragma GCC unroll 4
-      for (int i = 0; i < 4; i++, to += 4 * step) {
+      for (int i = BEGIN; i < END; i++, to += 4 * step) {
         store(to, e[i][0] - e[i][2]);
         store(to + step, e[i][1] + e[i][2]);
         store(to + 2 * step, e[i][2] - e[i][1]);
@@ -59,8 +60,8 @@ INLINE void maps_in(const Sizes &s, const T *x, Size channels, Size pixel, Size 
   }
 }
 
-// A a Aᵀ of `count` tiles, (16, count, channels): the transpose of `maps_out`
-template <class T>
+// A a Aᵀ of `count` tiles, (16, count, channels), or some of its four rows: the transpose of `maps_out`
+template <class T, int BEGIN, int END>
 INLINE void gradients_in(const Sizes &s, const T *a, Size channels, Size pixel, Size first, Size count, const T *zeros,
                          T *out) {
   Size step = apart<T>(count * channels);
@@ -75,8 +76,8 @@ INLINE void gradients_in(const Sizes &s, const T *a, Size channels, Size pixel, 
         Vec<T> d0 = load(from[0][j] + c), d1 = load(from[1][j] + c);
         e[0][j] = d0, e[1][j] = d0 + d1, e[2][j] = d0 - d1, e[3][j] = -d1;
       }
-      T *to = out + p * channels + c;
-      for (int i = 0; i < 4; i++, to += 4 * step) {
+      T *to = out + BEGIN * 4 * step + p * channels + c;
+      for (int i = BEGIN; i < END; i++, to += 4 * step) {
         store(to, e[i][0]);
         store(to + step, e[i][0] + e[i][1]);
         store(to + 2 * step, e[i][0] - e[i][1]);
@@ -133,18 +134,19 @@ INLINE void filters_in(const T *w, Size filters, Size channels, bool turned, T *
 #pragma omp parallel for
   for (Size k = 0; k < filters; k += W<T>)
     for (Size c = 0; c < channels; c += W<T>) {
-      Vec<T> u[16];
-      T block[16][W<T>][W<T>];  // W<T> channels of W<T> filters
+      Vec<T> u[16], block[16][W<T>];  // W<T> channels of W<T> filters
       for (Size l = 0; l < W<T>; l++) {
         filter_in(w + (k + l) * 9 * channels + c, channels, turned, u);
-        for (int i = 0; i < 16; i++) store(turned ? out + i * step + (k + l) * channels + c : block[i][l], u[i]);
+        for (int i = 0; i < 16; i++)
+          if (turned)
+            store(out + i * step + (k + l) * channels + c, u[i]);
+          else
+            block[i][l] = u[i];
       }
-      for (int i = 0; i < 16 && !turned; i++)
-        for (Size d = 0; d < W<T>; d++) {
-          Vec<T> v;
-          for (Size l = 0; l < W<T>; l++) v[l] = block[i][l][d];
-          store(out + i * step + (c + d) * filters + k, v);
-        }
+      for (int i = 0; i < 16 && !turned; i++) {
+        transpose<T>(block[i]);
+        for (Size d = 0; d < W<T>; d++) store(out + i * step + (c + d) * filters + k, block[i][d]);
+      }
     }
 }
 
@@ -155,7 +157,7 @@ INLINE void filters_out(const T *u, Size filters, Size channels, T *w) {
 #pragma omp parallel for
   for (Size k = 0; k < filters; k += W<T>)
     for (Size c = 0; c < channels; c += W<T>) {
-      T block[9][W<T>][W<T>];
+      Vec<T> block[9][W<T>];
       for (Size d = 0; d < W<T>; d++) {
         const T *from = u + (c + d) * filters + k;
         Vec<T> e[3][4];
@@ -164,32 +166,30 @@ INLINE void filters_out(const T *u, Size filters, Size channels, T *w) {
           e[0][j] = u0 + (u1 + u2) / 2, e[1][j] = (u1 - u2) / 2, e[2][j] = (u1 + u2) / 2 + u3;
         }
         for (int i = 0; i < 3; i++) {
-          store(block[3 * i][d], e[i][0] + (e[i][1] + e[i][2]) / 2);
-          store(block[3 * i + 1][d], (e[i][1] - e[i][2]) / 2);
-          store(block[3 * i + 2][d], (e[i][1] + e[i][2]) / 2 + e[i][3]);
+          block[3 * i][d] = e[i][0] + (e[i][1] + e[i][2]) / 2;
+          block[3 * i + 1][d] = (e[i][1] - e[i][2]) / 2;
+          block[3 * i + 2][d] = (e[i][1] + e[i][2]) / 2 + e[i][3];
         }
       }
-      for (int i = 0; i < 9; i++)
-        for (Size l = 0; l < W<T>; l++) {
-          Vec<T> v;
-          for (Size d = 0; d < W<T>; d++) v[d] = block[i][d][l];
-          store(w + ((k + l) * 9 + i) * channels + c, v);
-        }
+      for (int i = 0; i < 9; i++) {
+        transpose<T>(block[i]);
+        for (Size l = 0; l < W<T>; l++) store(w + ((k + l) * 9 + i) * channels + c, block[i][l]);
+      }
     }
 }
 
 // y = Σ_p w_p ∗ x_p + bias over `pairs` of maps and filters; turned: the gradient of the maps
 template <class T>
 INLINE void winograd(Size pairs, const T *const *x, const T *const *w, const T *bias, T *y, bool turned, Sizes z) {
-  const Size in = z.in, out = z.out, maps_size = apart<T>(TILES * in), sums_size = apart<T>(TILES * out);
-  T *filters = scratch<T, SHARED>(16 * pairs * in * out);
+  const Size in = z.in, out = z.out, maps_size = apart<T>(CHUNK * in), sums_size = apart<T>(CHUNK * out);
+  T *filters = scratch<T, FILTERS>(16 * pairs * in * out);
   for (Size g = 0; g < z.groups; g++) {
     for (Size p = 0; p < pairs; p++)
       filters_in(w[p] + g * 9 * in * out, turned ? in : out, turned ? out : in, turned, filters + p * 16 * in * out);
 #pragma omp parallel for schedule(dynamic)
-    for (Size first = 0; first < z.tiles(); first += TILES) {
-      Size count = std::min(TILES, z.tiles() - first);
-      T *maps = scratch<T, OWN>(16 * (maps_size + sums_size) + in), *sums = maps + 16 * maps_size,
+    for (Size first = 0; first < z.tiles(); first += CHUNK) {
+      Size count = std::min(CHUNK, z.tiles() - first);
+      T *maps = scratch<T, TILES>(16 * (maps_size + sums_size) + in), *sums = maps + 16 * maps_size,
         *zeros = sums + 16 * sums_size;
       std::fill(zeros, zeros + in, T(0));
       for (Size p = 0; p < pairs; p++) {
@@ -203,30 +203,60 @@ INLINE void winograd(Size pairs, const T *const *x, const T *const *w, const T *
   }
 }
 
-// dw = Σ_p a_p ⋆ x_p. Threads share out the filters, so that a sum is the same however many they are.
+// Σ_p a_p ⋆ x_p as sixteen products, or those of some rows, for filters from `begin` on
+template <class T, int BEGIN, int END>
+INLINE void filter_products(Size pairs, const T *const *x, const T *const *a, T *products, Size g, Size begin, Size own,
+                            Sizes z) {
+  const Size in = z.in, out = z.out, maps_size = apart<T>(CHUNK * in), gradients_size = apart<T>(CHUNK * own);
+  T *maps = scratch<T, TILES>(16 * (maps_size + gradients_size) + in + own), *gradients = maps + 16 * maps_size,
+    *zeros = gradients + 16 * gradients_size;
+  std::fill(zeros, zeros + in + own, T(0));
+  for (Size p = 0; p < pairs; p++)
+    for (Size first = 0; first < z.tiles(); first += CHUNK) {
+      Size count = std::min(CHUNK, z.tiles() - first);
+      maps_in<T, BEGIN, END>(z, x[p] + g * in, in, z.groups * in, first, count, zeros, maps);
+      gradients_in<T, BEGIN, END>(z, a[p] + g * out + begin, own, z.groups * out, first, count, zeros, gradients);
+      for (Size i = 4 * BEGIN; i < 4 * END; i++)
+        product(in, own, count, maps + i * apart<T>(count * in), 1, in, gradients + i * apart<T>(count * own), own,
+                products + i * in * out + begin, out, p + first > 0);
+    }
+}
+
+// dw = Σ_p a_p ⋆ x_p. Threads share out the products, then the filters, so that a sum is the same however many they
+// are.
 template <class T>
 INLINE void winograd_gradient(Size pairs, const T *const *x, const T *const *a, T *dw, Sizes z) {
-  const Size in = z.in, out = z.out, threads = std::min<Size>(omp_get_max_threads(), out / W<T>);
-  T *filters = scratch<T, SHARED>(16 * in * out);
+  const Size in = z.in, out = z.out, threads = omp_get_max_threads();
+  const Size rows = threads < 2 ? 1 : threads < 4 ? 2 : 4, parts = std::min((threads + 3) / 4, out / W<T>);
+  T *products = scratch<T, FILTERS>(16 * in * out);
   for (Size g = 0; g < z.groups; g++) {
-#pragma omp parallel for num_threads(threads)
-    for (Size t = 0; t < threads; t++) {
-      const Size begin = share<T>(out, t, threads), own = share<T>(out, t + 1, threads) - begin;
-      const Size maps_size = apart<T>(TILES * in), gradients_size = apart<T>(TILES * own);
-      T *maps = scratch<T, OWN>(16 * (maps_size + gradients_size) + in + own), *gradients = maps + 16 * maps_size,
-        *zeros = gradients + 16 * gradients_size;
-      std::fill(zeros, zeros + in + own, T(0));
-      for (Size p = 0; p < pairs; p++)
-        for (Size first = 0; first < z.tiles(); first += TILES) {
-          Size count = std::min(TILES, z.tiles() - first);
-          maps_in(z, x[p] + g * in, in, z.groups * in, first, count, zeros, maps);
-          gradients_in(z, a[p] + g * out + begin, own, z.groups * out, first, count, zeros, gradients);
-          for (Size i = 0; i < 16; i++)
-            product(in, own, count, maps + i * apart<T>(count * in), 1, in, gradients + i * apart<T>(count * own), own,
-                    filters + i * in * out + begin, out, p + first > 0);
-        }
+#pragma omp parallel for
+    for (Size t = 0; t < rows * parts; t++) {
+      const Size begin = share<T>(out, t / rows, parts), own = share<T>(out, t / rows + 1, parts) - begin;
+      switch (rows + t % rows) {
+        case 1:
+          filter_products<T, 0, 4>(pairs, x, a, products, g, begin, own, z);
+          break;
+        case 2:
+          filter_products<T, 0, 2>(pairs, x, a, products, g, begin, own, z);
+          break;
+        case 3:
+          filter_products<T, 2, 4>(pairs, x, a, products, g, begin, own, z);
+          break;
+        case 4:
+          filter_products<T, 0, 1>(pairs, x, a, products, g, begin, own, z);
+          break;
+        case 5:
+          filter_products<T, 1, 2>(pairs, x, a, products, g, begin, own, z);
+          break;
+        case 6:
+          filter_products<T, 2, 3>(pairs, x, a, products, g, begin, own, z);
+          break;
+        case 7:
+          filter_products<T, 3, 4>(pairs, x, a, products, g, begin, own, z);
+      }
     }
-    filters_out(filters, out, in, dw + g * 9 * in * out);
+    filters_out(products, out, in, dw + g * 9 * in * out);
   }
 }
 
