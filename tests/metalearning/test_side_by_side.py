@@ -175,3 +175,15 @@ def test_the_caller_has_one_thread_while_tasks_go_and_its_own_afterwards(threads
     else:
         list(results)
     assert torch.get_num_threads() == 2
+
+
+def test_large_tasks_go_one_after_the_other(threads, monkeypatch):
+    """With all threads inside, and the graph of one alone."""
+    threads(2)
+    learner, batch = fewstep.Learner(Noting(), fewstep.preset("maml")), vectors()
+    assert batch.values == 2 * 3 * 4
+    assert not any(name.startswith("Main") for name in noted(learner, batch))
+    assert learner.threads(batch) == 2
+    monkeypatch.setattr("fewstep.metalearning.side_by_side.LARGE", batch.values)
+    assert noted(learner, batch) == {"MainThread"}
+    assert learner.threads(batch) == 1

@@ -175,9 +175,9 @@ class Learner(nn.Module):
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
-    def threads(self, tasks: int) -> int:
-        """How many of a micro-batch's tasks the strategy `loop` has under way at once."""
-        return at_once(tasks, self._forward, self.device)
+    def threads(self, batch: TaskBatch) -> int:
+        """How many tasks of a meta-batch the strategy `loop` has under way at once."""
+        return at_once(min(self.micro_batch or len(batch), len(batch)), self._forward, self.device, batch.values)
 
     @property
     def has_batch_norm(self) -> bool:

@@ -98,7 +98,8 @@ def loop(inner: InnerLoop, plan: Plan, learned: Parameters, whole: Whole, batch:
 
     sums: list[Tensor] = [torch.zeros_like(tensor) for tensor in learned.values()]
     outcomes = []
-    with contextlib.closing(side_by_side(task, len(batch), inner.forward, batch.support_y.device)) as results:
+    about = inner.forward, batch.support_y.device, batch.values
+    with contextlib.closing(side_by_side(task, len(batch), *about)) as results:
         for gradients, outcome in results:
             sums = [a.add_(b) for a, b in zip(sums, gradients, strict=True)]
             outcomes.append(outcome)

@@ -20,24 +20,30 @@ from fewstep.metalearning.functional import Functional
 T = TypeVar("T")
 
 
+# Values a task from which its operations are large enough to share out. Two at once are then a tenth faster than one
+# after the other, for twice the memory.
+LARGE = 2**19
+
+
 def side_by_side(
-    task: Callable[[int], T], count: int, forward: Functional, device: torch.device
+    task: Callable[[int], T], count: int, forward: Functional, device: torch.device, values: int = 0
 ) -> Generator[T, None, None]:
     """task(0) … task(count − 1) in order, as many at a time as torch has threads.
 
     Results are those of torch with one thread, bit for bit. A single task goes with all threads inside its operations;
-    so does every task on another device than the CPU, of a model that draws random numbers or has attention (both rest
-    on settings of the whole process), or under a mode of the calling thread, which would not see the others. Until the
-    last result is taken, or the generator closed, the caller has one thread.
+    so does every large one, every one on another device than the CPU, of a model that draws random numbers or has
+    attention (both rest on settings of the whole process), or under a mode of the calling thread, which would not see
+    the others. Until the last result is taken, or the generator closed, the caller has one thread.
 
     Arguments:
         task: what to do; it calls `forward`, and nothing else that threads may not share.
+        values: numbers that a task is given, if it holds a graph for them.
     """
     start = 0
     if forward.shareable is None and count:  # found out by its first call
         yield task(0)
         start = 1
-    if at_once(count - start, forward, device) < 2:
+    if at_once(count - start, forward, device, values) < 2:
         yield from map(task, range(start, count))
         return
     with_gradients = torch.is_grad_enabled()
@@ -55,10 +61,10 @@ def side_by_side(
         torch.set_num_threads(threads)
 
 
-def at_once(count: int, forward: Functional, device: torch.device) -> int:
-    """How many of `count` tasks are under way at once."""
+def at_once(count: int, forward: Functional, device: torch.device, values: int = 0) -> int:
+    """How many of `count` tasks are under way at once, see `side_by_side`."""
     watched = _get_current_dispatch_mode() is not None or _get_current_function_mode() is not None
-    alone = device.type != "cpu" or watched or not forward.shareable
+    alone = device.type != "cpu" or watched or values >= LARGE or not forward.shareable
     return 1 if alone else min(torch.get_num_threads(), count)
 
 

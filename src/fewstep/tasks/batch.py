@@ -76,6 +76,11 @@ class TaskBatch:
             return self._map(lambda leaf: (leaf if leaf.is_cuda else leaf.pin_memory()).to(target, non_blocking=True))
         return self._map(lambda leaf: leaf.to(target))
 
+    @property
+    def values(self) -> int:
+        """Numbers in the inputs of one task."""
+        return sum(leaf[0].numel() for inputs in (self.support_x, self.query_x) for leaf in _leaves(inputs))
+
     def check_finite(self) -> None:
         """Raise BadInput naming the field and the task that hold a NaN or an infinity."""
         for field in fields(self):
