@@ -82,12 +82,15 @@ def through(blocks: Iterable[nn.Module], x: Tensor) -> Tensor:
 
 def _fuse(blocks: list[Any]) -> bool:
     """Whether the blocks are what they were built as, alike, and no hook waits in them."""
-    return all(
-        type(block) is Block
-        and type(block.conv) is Conv2d
-        and (block.conv.kernel_size, block.conv.stride, block.conv.padding) == ((3, 3), (1, 1), (1, 1))
-        and getattr(block.norm, "fuses", False)
-        and (block.norm.eps, block.negative_slope) == (blocks[0].norm.eps, blocks[0].negative_slope)
-        and not any(getattr(layer, hooks) for layer in (block, block.conv, block.norm) for hooks in HOOKS)
-        for block in blocks
+    return all(type(block) is Block and _plain(block, block.conv, block.norm) for block in blocks) and (
+        len({(block.norm.eps, block.negative_slope) for block in blocks}) == 1
+    )
+
+
+def _plain(block: nn.Module, conv: Any, norm: Any) -> bool:
+    return (
+        type(conv) is Conv2d
+        and (conv.kernel_size, conv.stride, conv.padding) == ((3, 3), (1, 1), (1, 1))
+        and getattr(norm, "fuses", False)
+        and not any(getattr(layer, hooks) for layer in (block, conv, norm) for hooks in HOOKS)
     )
