@@ -124,6 +124,27 @@ def test_a_task_makes_the_kernel_calls_counted_by_hand(name, steps, strategy, mo
     assert called == {kernel: times * count for kernel, count in by_hand.items()}
 
 
+@pytest.mark.skipif(
+    not native.takes(torch.zeros(1, 1, 4, 4), torch.zeros(8, 1, 3, 3)), reason="no compiled kernels here"
+)
+@pytest.mark.parametrize("statistics", ["support", "batch"])
+def test_adapting_and_predicting_make_the_kernel_calls_counted_by_hand(statistics, monkeypatch):
+    """`support` adds a pass for the statistics of the support set. Predictions keep nothing for a derivative."""
+    made, batch = conv_learner(fewstep.preset("maml"), filters=8, size=SIZE), images(size=SIZE)
+    called, call = [], native._call
+
+    def noting(kernel, dtype, *arguments):
+        called.append((kernel, kernel == "blocks" and arguments[10] is not None))
+        return call(kernel, dtype, *arguments)
+
+    made.adapt(batch.support_x[0], batch.support_y[0])
+    monkeypatch.setattr(native, "_call", noting)
+    predictor = made.adapt(batch.support_x[0], batch.support_y[0], steps=2, statistics=statistics)
+    predictor(batch.query_x[0])
+    step = [("blocks", True), ("blocks_first", False)]
+    assert called == 2 * step + (2 if statistics == "support" else 1) * [("blocks", False)]
+
+
 # --- memory layout ---------------------------------------------------------------------------------------------------
 
 LAYERS = {

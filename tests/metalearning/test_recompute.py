@@ -30,7 +30,7 @@ def test_dropout_drops_the_same_units_in_both_directions():
 
 def peak_bytes(strategy, steps):
     """The most that torch's allocator had given out at a time during a meta-gradient."""
-    learner, batch = conv_learner(fewstep.preset("maml", steps=steps), filters=8), images(tasks=1)
+    learner, batch = conv_learner(fewstep.preset("maml", steps=steps), filters=8, size=32), images(size=32, tasks=1)
     learner.meta_gradient(batch)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         learner.meta_gradient(batch, strategy=strategy)

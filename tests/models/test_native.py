@@ -158,6 +158,38 @@ def test_statistics_are_those_of_the_convolutions():
 
 
 @compiled
+@pytest.mark.parametrize("channels", [3, 16])
+def test_given_statistics_are_those_it_normalises_by(channels):
+    tasks = 3
+    x = random(tasks, 4, channels, 9, 6)
+    filters, other = random(tasks, 16, channels, 3, 3), random(tasks, 16, 16, 3, 3)
+    weights, biases, shifts, means, variances = (random(tasks, 2, 16) for _ in range(5))
+    variances = variances.square()
+
+    def torchs(x, filters, weights, biases, shifts, means, variances):
+        for i, w in enumerate(filters):
+            z = F.conv2d(x, w, shifts[i], padding=1)
+            z = F.batch_norm(z, means[i], variances[i], weights[i], biases[i], eps=1e-5)
+            x = F.leaky_relu(F.max_pool2d(z, 2), 0.1)
+        return x
+
+    def mine(x, filters, weights, biases, shifts, means, variances):
+        given = list(zip(means, variances, strict=True))
+        return blocks(x, filters, shifts, weights, biases, 1e-5, 0.1, given)[0]
+
+    each = [weights, biases, shifts, means, variances]
+    with torch.no_grad():
+        at_once = vmap(lambda x, v, w, *rest: mine(x, [v, w], *rest))(x, filters, other, *each)
+        for task in range(tasks):
+            own = [filters[task], other[task]], *(t[task] for t in each)
+            want = torchs(x[task], *own)
+            torch.testing.assert_close(mine(x[task], *own), want)
+            torch.testing.assert_close(at_once[task], want)
+    with pytest.raises(ValueError, match="no_grad"):
+        mine(x[0], *own)
+
+
+@compiled
 def test_large_means_lose_no_digits():
     """Moments are taken around the mean of each image, not as a difference of squares."""
     x, filters, weight, bias = (t.float() for t in point(6, 3, 16, 8, 8))

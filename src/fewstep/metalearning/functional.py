@@ -63,9 +63,8 @@ class _ValueNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = _whole(x)
-        if self.now.given is not None:
-            mean, var = self.now.given[self.name]
-            return self._by(mean, var, x)
+        if self.given:
+            return self._by(*self.given, x)
         if self.now.differentiable:
             mean, var = batch_statistics(x)
             y = self._by(mean, var, x)
@@ -77,7 +76,13 @@ class _ValueNorm(nn.Module):
     @property
     def fuses(self) -> bool:
         """As `PooledBatchNorm.fuses`."""
-        return self.pool and self.now.given is None and not self.now.differentiable
+        own = self.now.given is None and not self.now.differentiable
+        return self.pool and (own or not torch.is_grad_enabled())
+
+    @property
+    def given(self) -> Moments | None:
+        """What it is told to normalise by."""
+        return None if self.now.given is None else self.now.given[self.name]
 
     def tell(self, mean: Tensor, var: Tensor) -> None:
         self.now.seen[self.name] = Moments(mean, var)

@@ -39,6 +39,8 @@ class PooledBatchNorm(nn.BatchNorm2d):
         """Whether `forward` may be a part of `fused.blocks`."""
         return type(self) is PooledBatchNorm and not self.track_running_stats
 
+    given: tuple[Tensor, Tensor] | None = None  # mean and variance to normalise by
+
     def tell(self, mean: Tensor, var: Tensor) -> None:
         """Hear by which statistics it has normalised where it was a part of `fused.blocks`."""
 
@@ -74,9 +76,12 @@ def through(blocks: Iterable[nn.Module], x: Tensor) -> Tensor:
         for layer in ("conv", "norm")
         for name in ("weight", "bias")
     )
-    x, *moments = fused.blocks(x, filters, shifts, weights, biases, layers[0].norm.eps, layers[0].negative_slope)
-    for block, mean, var in zip(layers, *moments, strict=True):
-        block.norm.tell(mean, var)
+    norms = [block.norm for block in layers]
+    given = [norm.given for norm in norms] if norms[0].given else None
+    x, *moments = fused.blocks(x, filters, shifts, weights, biases, norms[0].eps, layers[0].negative_slope, given)
+    if not given:
+        for norm, mean, var in zip(norms, *moments, strict=True):
+            norm.tell(mean, var)
     return x
 
 

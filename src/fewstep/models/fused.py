@@ -23,6 +23,7 @@ def blocks(
     biases: Sequence[Tensor | None],
     eps: float,
     slope: float,
+    given: Sequence[tuple[Tensor, Tensor]] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """h_B of h_i = LeakyReLU(max-pool(norm(W_i ∗ h_{i−1} + b_i))), h_0 = x, where `native.takes_blocks`.
 
@@ -35,13 +36,14 @@ def blocks(
         weights, biases: γ_i and β_i (F,) of the norms; None for ones and zeros.
         eps: ε, added to the variances.
         slope: of the activation below zero.
+        given: means and variances (F,) to normalise by, under `torch.no_grad` alone; the batch's own where None.
 
     Returns:
         h_B (N, F, H // 2^B, W // 2^B), the means (B, F) and the biased variances (B, F) of W_i ∗ h_{i−1} + b_i, which
         carry no gradient.
 
     Raises:
-        ValueError: a vector of another length or type.
+        ValueError: a vector of another length or type; given statistics where derivatives may be asked for.
 
     Example:
         >>> x, filters = torch.randn(5, 1, 8, 8), [torch.randn(8, 1, 3, 3), torch.randn(8, 8, 3, 3)]
@@ -50,25 +52,33 @@ def blocks(
         [5, 8, 2, 2]
     """
     first, count = filters[0], len(filters)
-    for vector in (*shifts, *weights, *biases):
+    statistics = [t for kind in zip(*given, strict=True) for t in kind] if given else []
+    for vector in (*shifts, *weights, *biases, *statistics):
         if vector is not None and (vector.dim() != 1 or not native.fits(vector, first)):
             raise ValueError(
                 f"the convolution gives {len(first)} channels of {x.dtype} on {x.device}; its bias or the norm after "
                 f"it has {tuple(vector.shape)} of {vector.dtype} on {vector.device}"
             )
+    if given and torch.is_grad_enabled():
+        raise ValueError("given statistics have no derivatives here: call blocks under torch.no_grad()")
     ones, zeros = (x.new_full((len(first),), value) for value in (1.0, 0.0))
     rows = [ones if t is None else t for t in weights] + [zeros if t is None else t for t in (*biases, *shifts)]
-    y, _, moments, *_ = _Blocks.apply(x, torch.stack(rows), *filters, Settings(eps, slope))
+    settings = Settings(eps, slope, keep=torch.is_grad_enabled())
+    fixed = torch.stack(statistics) if given else None
+    y, _, moments, *_ = _Blocks.apply(x, torch.stack(rows), fixed, *filters, settings)
     return y, moments[:count], moments[count : 2 * count]
 
 
 @dataclass(frozen=True)
 class Settings:
-    """ε, the activation's slope below zero, groups of channels; whether anybody wants what goes to x."""
+    """ε, the activation's slope below zero, groups of channels; whether to keep what derivatives need, and to compute
+    what goes to x.
+    """
 
     eps: float
     slope: float
     groups: int = 1
+    keep: bool = True
     of_x: bool = False
 
 
@@ -88,18 +98,18 @@ def _since(place: int) -> range:
 
 
 class _Blocks(Grouped):
-    """(x, vectors, W_i) -> h_B, the other h_i and what derivatives need."""
+    """(x, vectors, statistics, W_i) -> h_B, the other h_i and what derivatives need."""
 
-    filters_in = _since(2)
+    filters_in = _since(3)
 
     @staticmethod
-    def forward(x: Tensor, vectors: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    def forward(x: Tensor, vectors: Tensor, given: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
         *filters, at = rest
-        return native.blocks(x, vectors, filters, at.eps, at.slope, at.groups, keep=True)
+        return native.blocks(x, vectors, given, filters, at.eps, at.slope, at.groups, at.keep)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        x, vectors, *filters, ctx.at = inputs
+        x, vectors, _, *filters, ctx.at = inputs
         ctx.mark_non_differentiable(*output[2:])
         ctx.save_for_backward(x, vectors, *output[1:], *filters)
         ctx.set_materialize_grads(False)
@@ -108,12 +118,12 @@ class _Blocks(Grouped):
     def backward(ctx: Any, a: Tensor | None, a_inner: Tensor | None, *_: Any) -> Any:
         x, vectors, inner, moments, z, corner, *filters = ctx.saved_tensors
         if a is None and a_inner is None:
-            return (None,) * (3 + len(filters))
+            return (None,) * (4 + len(filters))
         if a is None:
             a = x.new_zeros(len(x), len(filters[0]), *(size >> len(filters) for size in x.shape[2:]))
         at = replace(ctx.at, of_x=ctx.needs_input_grad[0])
         dx, d_vectors, _, *d_filters = _First.apply(a, a_inner, x, vectors, inner, moments, z, corner, *filters, at)
-        return dx, d_vectors, *d_filters, None
+        return dx, d_vectors, None, *d_filters, None
 
 
 class _First(Grouped):

@@ -57,7 +57,7 @@ def _library() -> ctypes.CDLL | None:
 SIGNATURES = {  # a letter for each argument: pointer, integer, number
     "convolve": "ippppi" + "i" * 6,
     "correlate": "ippp" + "i" * 6,
-    "blocks": "pppdd" + "p" * 5 + "i" * 7,
+    "blocks": "pppddi" + "p" * 5 + "i" * 7,
     "blocks_first": "p" * 9 + "d" + "p" * 5 + "i" * 7,
     "blocks_second": "p" * 13 + "d" + "p" * 7 + "i" * 7,
 }
@@ -182,13 +182,15 @@ def sizes(x: Tensor, filters: Sequence[Tensor], groups: int) -> Sizes:
 
 
 def blocks(
-    x: Tensor, vectors: Tensor, filters: Sequence[Tensor], eps: float, slope: float, groups: int, keep: bool
-) -> tuple[Tensor, ...]:
+    x: Tensor, vectors: Tensor, given: Tensor | None, filters: Sequence[Tensor], eps: float, slope: float, groups: int,
+    keep: bool,
+) -> tuple[Tensor, ...]:  # fmt: skip
     """y = h_B of blocks h_i = LeakyReLU(max-pool(norm(z_i))), z_i = W_i ∗ h_{i−1}, h_0 = x.
 
     Args:
         x: maps. filters: W_i, all with C filters.
         vectors: (3 B, C): γ of every block, then β, then what the convolutions add, which the norms take away.
+        given: (2 B, C): μ and σ² to normalise by; those of the convolutions where None.
         keep: what derivatives need: z and corners.
 
     Returns:
@@ -201,10 +203,27 @@ def blocks(
     y = _maps(x, s.images, s.height >> s.depth, s.width >> s.depth, s.wide)
     inner = _rows(x, sum(map(s.pixels, range(1, s.depth))), s)
     moments = _rows(x, 4 * s.depth, s)
+    if given is not None:
+        moments[: 2 * s.depth] = given
     few = s.channels % lanes(x.dtype) != 0  # then the maps of the first block are made image by image
     z = _rows(x, sum(map(s.pixels, range(s.depth))) if keep else s.pixels(few), s)
     corner = _rows(x, sum(map(s.pixels, range(1, s.depth + 1))), s, torch.uint8) if keep else None
-    _call("blocks", x.dtype, x, vectors, _pointers(filters), eps, slope, inner, y, moments, z, corner, *s)
+    _call(
+        "blocks",
+        x.dtype,
+        x,
+        vectors,
+        _pointers(filters),
+        eps,
+        slope,
+        given is not None,
+        inner,
+        y,
+        moments,
+        z,
+        corner,
+        *s,
+    )
     if corner is None:
         z, corner = z[:0], _rows(x, 0, s, torch.uint8)
     return y, inner, moments, z, corner

@@ -66,18 +66,19 @@ struct Rows {
 // as far as they need not stay.
 
 // Where `corner` is null nothing is kept for a derivative, and z is room for the maps of one block, or none for the
-// first of images with few channels.
+// first of images with few channels. Where the moments are given, their first two kinds are there.
 template <class T>
-void blocks(const T *x, const T *vectors, const T *const *filters, T eps, T slope, T *inner, T *y, T *moments, T *z,
-            uint8_t *corner, Blocks b) {
+void blocks(const T *x, const T *vectors, const T *const *filters, T eps, T slope, bool given, T *inner, T *y,
+            T *moments, T *z, uint8_t *corner, Blocks b) {
   for (Size i = 0; i < b.count; i++) {
     const Rows<const T> own{vectors, i, b};
     const Rows<T> m{moments, i, b};
     const Pooled s = b.pooled(i);
     T *maps = corner ? z + b.at(i) : z, *out = i + 1 < b.count ? inner + b.after(i) : y;
+    for (Size c = 0; given && c < b.channels(); c++) m[MEAN][c] = m[SHIFTED_MEAN][c] - own[SHIFT][c];
     auto norm = [&](const auto &maps) __attribute__((always_inline)) {
-      pool_norm<T>(maps, own[WEIGHT], own[BIAS], eps, slope, out, corner ? corner + b.after(i) : nullptr, m[MEAN],
-                   m[VAR], m[RSTD], s);
+      pool_norm<T>(maps, own[WEIGHT], own[BIAS], eps, slope, given, out, corner ? corner + b.after(i) : nullptr,
+                   m[MEAN], m[VAR], m[RSTD], s);
     };
     if (b[i].in % W<T>) {
       const Patchwise<T> convolution(1, &x, filters + i, nullptr, b[i]);
@@ -90,7 +91,7 @@ void blocks(const T *x, const T *vectors, const T *const *filters, T eps, T slop
       winograd(1, &x, filters + i, (const T *)nullptr, maps, false, b[i]);
       norm([&](Size n) { return maps + n * s.image(); });
     }
-    for (Size c = 0; c < b.channels(); c++) m[SHIFTED_MEAN][c] = m[MEAN][c] + own[SHIFT][c];
+    for (Size c = 0; !given && c < b.channels(); c++) m[SHIFTED_MEAN][c] = m[MEAN][c] + own[SHIFT][c];
     x = out;
   }
 }

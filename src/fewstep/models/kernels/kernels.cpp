@@ -20,10 +20,10 @@ Size built_from() { return BUILT_FROM; }  // a checksum of these files
                      Size out, Size groups) {                                                                          \
     fewstep::correlate<T>(pairs, x, a, dw, {n, h, width, in, out, groups});                                            \
   }                                                                                                                    \
-  void blocks_##S(const T *x, const T *vectors, const T *const *filters, double eps, double slope, T *inner, T *y,     \
-                  T *moments, T *z, uint8_t *corner, Size count, Size n, Size h, Size width, Size in, Size out,        \
-                  Size groups) {                                                                                       \
-    fewstep::blocks<T>(x, vectors, filters, eps, slope, inner, y, moments, z, corner,                                  \
+  void blocks_##S(const T *x, const T *vectors, const T *const *filters, double eps, double slope, Size given,         \
+                  T *inner, T *y, T *moments, T *z, uint8_t *corner, Size count, Size n, Size h, Size width, Size in,  \
+                  Size out, Size groups) {                                                                             \
+    fewstep::blocks<T>(x, vectors, filters, eps, slope, given, inner, y, moments, z, corner,                           \
                        {count, {n, h, width, in, out, groups}});                                                       \
   }                                                                                                                    \
   void blocks_first_##S(const T *a, const T *a_inner, const T *x, const T *vectors, const T *inner, const T *moments,  \

@@ -46,10 +46,11 @@ struct Pooled {
   }
 };
 
-// maps: a function from n to the maps x of image n, called once for each
+// maps: a function from n to the maps x of image n, called once for each. given: normalise by the mean and variance
+// that are there; else they become those of x.
 template <class T, class Maps>
-INLINE void pool_norm(const Maps &maps, const T *weight, const T *bias, T eps, T slope, T *y, uint8_t *corner, T *mean,
-                      T *var, T *rstd, Pooled s) {
+INLINE void pool_norm(const Maps &maps, const T *weight, const T *bias, T eps, T slope, bool given, T *y,
+                      uint8_t *corner, T *mean, T *var, T *rstd, Pooled s) {
   const Size channels = s.channels, pixels = s.height * s.width;
   T *moments = scratch<T, SUMS>((s.images + 1) * 2 * channels);  // mean and squared deviations of each image
 #pragma omp parallel for
@@ -57,7 +58,7 @@ INLINE void pool_norm(const Maps &maps, const T *weight, const T *bias, T eps, T
     const T *x = maps(n);
     T *own = moments + n * 2 * channels, *squares = own + channels;
     std::fill(own, own + 2 * channels, T(0));
-    for (Size p = 0; p < pixels; p++)
+    for (Size p = 0; !given && p < pixels; p++)
       for (Size c = 0; c < channels; c += W<T>) store(own + c, load(own + c) + load(x + p * channels + c));
     for (Size c = 0; c < channels; c++) own[c] /= pixels;
     for (Size i = 0; i < s.h(); i++)
@@ -95,11 +96,10 @@ INLINE void pool_norm(const Maps &maps, const T *weight, const T *bias, T eps, T
       all += delta / (n + 1);
       squares += own[channels] + delta * delta * pixels * n / (n + 1);
     }
-    mean[c] = all;
-    var[c] = squares / (s.images * pixels);
+    if (!given) mean[c] = all, var[c] = squares / (s.images * pixels);
     rstd[c] = 1 / std::sqrt(var[c] + eps);
     scale[c] = weight[c] * rstd[c];
-    shift[c] = bias[c] - all * scale[c];
+    shift[c] = bias[c] - mean[c] * scale[c];
   }
 #pragma omp parallel for
   for (Size n = 0; n < s.images; n++)
