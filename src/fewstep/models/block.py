@@ -25,6 +25,7 @@ class PooledBatchNorm(nn.BatchNorm2d):
     Shapes: (N, C, H, W) -> (N, C, H // 2, W // 2).
 
     Example:
+        >>> import torch
         >>> PooledBatchNorm(3, track_running_stats=False)(torch.randn(4, 3, 9, 8)).shape
         torch.Size([4, 3, 4, 4])
     """
@@ -63,6 +64,7 @@ def through(blocks: Iterable[nn.Module], x: Tensor) -> Tensor:
     """x through one block after another: as one function where kernels take them and nobody looks between.
 
     Example:
+        >>> import torch
         >>> through([Block(1, 8, True, 0.1), Block(8, 8, True, 0.1)], torch.randn(5, 1, 8, 8)).shape
         torch.Size([5, 8, 2, 2])
     """
