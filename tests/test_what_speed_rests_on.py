@@ -219,7 +219,8 @@ def test_a_prediction_saves_nothing_for_a_gradient(name):
 @pytest.mark.parametrize("statistics", ["batch", "support", "running"])
 def test_nothing_of_an_adaptation_outlives_it_but_the_predictor(statistics):
     made, batch = learner("maml++"), images(size=SIZE)
-    made.adapt(batch.support_x[0], batch.support_y[0])
+    with Live():  # what is kept for good, such as where planes begin in memory, is made here
+        made.adapt(batch.support_x[0], batch.support_y[0], statistics=statistics)
     with Live() as live:
         predictor = made.adapt(batch.support_x[0], batch.support_y[0], statistics=statistics)
     given = [t for moments in (predictor._given or {}).values() for t in moments]

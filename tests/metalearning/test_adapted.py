@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from observers import Calls
 from problems import conv_learner, images
 
 import fewstep
@@ -33,6 +34,17 @@ def test_only_the_chosen_parameters_move(name, changes, expected):
     # A convolution's bias in front of a batch norm has no gradient, so it need not move.
     assert moved >= {n for n in expected if not n.endswith("conv.bias")}
     assert set(learner.meta_gradient(batch).gradients) == {f"model.{n}" for n in CONVS | HEAD | NORMS}
+
+
+@pytest.mark.parametrize("chosen", ["blocks.3.*", "blocks.1.norm.*", "blocks.0.conv.weight"])
+@pytest.mark.parametrize("name", ["maml", "fomaml"])
+def test_adapting_a_part_gives_the_gradient_of_torchs_operators(name, chosen):
+    """With 8 filters and double numbers the kernels, where they are, take all blocks at once."""
+    learner = conv_learner(fewstep.preset(name, steps=2, adapted=Matching((chosen, "head.*"))), filters=8)
+    batch = images()
+    mine = learner.meta_gradient(batch).gradients
+    with Calls():
+        torch.testing.assert_close(learner.meta_gradient(batch).gradients, mine, rtol=1e-9, atol=1e-11)
 
 
 def test_a_pattern_that_matches_nothing():

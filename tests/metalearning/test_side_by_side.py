@@ -49,11 +49,11 @@ def vectors(tasks=5):
 
 
 @pytest.mark.parametrize("method", ["maml", "fomaml", "maml++", "sharp-maml-both"])
-@pytest.mark.parametrize("tasks", [2, 3])
-def test_threads_change_no_bit(threads, method, tasks):
+@pytest.mark.parametrize(("tasks", "filters"), [(2, 4), (3, 16)])
+def test_threads_change_no_bit(threads, method, tasks, filters):
     y = torch.arange(3).expand(tasks, 3)
     batch = fewstep.TaskBatch(torch.randn(tasks, 3, 1, 16, 16), y, torch.randn(tasks, 3, 1, 16, 16), y)
-    learner = fewstep.Learner(Conv4(ways=3, filters=4, image_size=16), fewstep.preset(method), strategy="loop")
+    learner = fewstep.Learner(Conv4(ways=3, filters=filters, image_size=16), fewstep.preset(method), strategy="loop")
     results = []
     for count in (1, 2, 3):
         threads(count)

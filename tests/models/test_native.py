@@ -7,10 +7,12 @@ import sys
 import pytest
 import torch
 from observers import Calls
+from problems import conv_learner, images
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import vmap
 from torch.nn import functional as F
 
+import fewstep
 from fewstep.models import Conv4, native
 from fewstep.models.block import Block, PooledBatchNorm, through
 from fewstep.models.convolution import Conv2d
@@ -122,10 +124,11 @@ def test_single_precision_is_as_near_to_double_as_torchs(shape):
 
 
 @compiled
-@pytest.mark.parametrize("constant", range(4))
-def test_any_of_the_inputs_may_be_constant(constant):
+@pytest.mark.parametrize("constant", range(7))
+@pytest.mark.parametrize("channels", [3, 16])
+def test_any_of_the_inputs_may_be_constant(channels, constant):
     def with_constant(function):
-        given = point(3, 16, 16, 6, 6)
+        given = point(3, channels, 16, 6, 6, count=2)
         rest = [t for i, t in enumerate(given) if i != constant]
 
         def of_rest(*rest):
@@ -139,6 +142,62 @@ def test_any_of_the_inputs_may_be_constant(constant):
         return [t.detach() for t in (y, *first, *second)]
 
     assert_close(with_constant(fused), with_constant(plain), 1e-10)
+
+
+@compiled
+@pytest.mark.parametrize("channels", [3, 16])
+@pytest.mark.parametrize("wanted", [[1], [4], [6], [0, 5]])
+def test_gradients_of_some_parameters_alone(channels, wanted):
+    """The second derivative leaves out the blocks before the first that anybody asked for."""
+
+    def of_some(function):
+        leaves = [t.detach().requires_grad_() for t in point(3, channels, 16, 9, 6, count=2)]
+        first = torch.autograd.grad(function(*leaves).square().sum(), [leaves[i] for i in wanted], create_graph=True)
+        second = torch.autograd.grad(sum(t.sin().sum() for t in first), leaves)
+        return [t.detach() for t in (*first, *second)]
+
+    assert_close(of_some(fused), of_some(plain), 1e-10)
+
+
+@compiled
+def test_what_is_made_without_gradients_is_a_constant_to_transforms():
+    """They enter it a second time with gradients on, and nothing was kept."""
+    model = Conv4(ways=3, filters=16, image_size=16)
+    x = torch.randn(3, 1, 16, 16)
+
+    def function(scale):
+        with torch.no_grad():
+            maps = through(model.blocks, x)
+        return (maps * scale).sum()
+
+    gradient = torch.func.grad(function)(torch.tensor(2.0))
+    torch.testing.assert_close(gradient, through(model.blocks, x).sum())
+    if gradient.requires_grad:
+        assert all(g is None for g in torch.autograd.grad(gradient, list(model.parameters()), allow_unused=True))
+
+
+@compiled
+def test_a_number_that_is_none_stays():
+    model = Conv4(ways=3, filters=16, image_size=16)
+    for place in range(4):
+        x = torch.randn(3, 1, 16, 16)
+        x[0, 0, 6 + place // 2, 6 + place % 2] = torch.nan
+        given = [(torch.zeros(16), torch.ones(16))]
+        with torch.no_grad():
+            block = model.blocks[0]
+            mine = blocks(x, [block.conv.weight], [None], [None], [None], 1e-5, 0.1, given)[0]
+        want = F.leaky_relu(F.max_pool2d(F.conv2d(x, block.conv.weight, padding=1), 2), 0.1)
+        assert torch.equal(mine.isnan(), want.isnan())
+
+
+@compiled
+@pytest.mark.parametrize("lacking", range(4))
+def test_lists_of_other_lengths_are_refused(lacking):
+    lists = [[torch.zeros(16)] * 2 for _ in range(3)] + [[(torch.zeros(16),) * 2] * 2]
+    lists[lacking] = lists[lacking][:1]
+    filters = [torch.zeros(16, 16, 3, 3)] * 2
+    with torch.no_grad(), pytest.raises(ValueError, match="2 blocks need as many"):
+        blocks(torch.zeros(2, 16, 4, 4), filters, *lists[:3], 1e-5, 0.0, lists[3])
 
 
 @compiled
@@ -332,13 +391,17 @@ def test_vectors_that_do_not_fit_are_refused_before_memory_is_read(which, wrong)
 def test_images_that_do_not_fit_get_torchs_error():
     model = Conv4(ways=5, filters=16, image_size=16)
     with pytest.raises(RuntimeError, match="channels"):
-        model.blocks[1](torch.zeros(2, 8, 8, 8))
+        through(model.blocks[1:], torch.zeros(2, 8, 8, 8))
     with pytest.raises(RuntimeError, match=r"same|type"):
-        model.blocks[1](torch.zeros(2, 16, 8, 8, dtype=torch.float64))
+        through(model.blocks[1:], torch.zeros(2, 16, 8, 8, dtype=torch.float64))
+    with pytest.raises((RuntimeError, ValueError), match=r"4-?D|dimension"):
+        through(model.blocks[1:], torch.zeros(2, 16))
 
 
 @compiled
-@pytest.mark.parametrize("change", ["hook", "hook of the norm", "backward hook", "norm", "layer"])
+@pytest.mark.parametrize(
+    "change", ["hook", "hook of the norm", "backward hook", "hook of the block", "forward", "norm", "layer"]
+)
 def test_a_changed_block_is_not_fused(change):
     """Whoever watches a layer, or put another in its place, gets what that layer does."""
     torch.manual_seed(0)
@@ -350,6 +413,11 @@ def test_a_changed_block_is_not_fused(change):
         changed.blocks[1].norm.register_forward_hook(lambda *_: seen.append(1))
     elif change == "backward hook":
         changed.blocks[1].conv.register_full_backward_hook(lambda *_: seen.append(1))
+    elif change == "hook of the block":
+        changed.blocks[1].register_forward_hook(lambda *_: seen.append(1))
+    elif change == "forward":
+        forward = changed.blocks[1].conv.forward
+        changed.blocks[1].conv.forward = lambda x: seen.append(1) or forward(x)
     elif change == "norm":
 
         class Watched(PooledBatchNorm):
@@ -367,6 +435,42 @@ def test_a_changed_block_is_not_fused(change):
     same = torch.allclose(model(x), outputs, atol=1e-5)
     assert same == (change != "layer")
     assert bool(seen) == (change != "layer")
+
+
+@compiled
+@pytest.mark.parametrize("change", ["eps", "slope", "width"])
+def test_blocks_that_are_not_alike_go_one_by_one(change):
+    model = torch.nn.ModuleList([Block(1, 16, True, 0.1), Block(16, 16, True, 0.1)]).double()
+    if change == "eps":
+        model[1].norm.eps = 0.5
+    elif change == "slope":
+        model[1].negative_slope = 0.5
+    else:
+        model[1] = Block(16, 32, True, 0.1).double()
+    x = random(3, 1, 9, 9)
+    want = x
+    for block in model:
+        maps = F.batch_norm(block.conv(want), None, None, block.norm.weight, block.norm.bias, True, 0, block.norm.eps)
+        want = F.leaky_relu(F.max_pool2d(maps, 2), block.negative_slope)
+    torch.testing.assert_close(through(model, x), want)
+
+
+@compiled
+@pytest.mark.parametrize("strategy", ["loop", "vectorized"])
+@pytest.mark.parametrize("statistics", ["support", "running", "batch"])
+def test_predictions_equal_those_of_torchs_operators(statistics, strategy):
+    """Whatever normalises the queries: by name, mean and variance each in its place."""
+    learner = conv_learner(fewstep.preset("maml++", steps=2), filters=8, size=18, strategy=strategy)
+    batch = images(size=18)
+    learner.update_running(learner.meta_gradient(batch).statistics)
+    predictor = learner.adapt(batch.support_x[0], batch.support_y[0], statistics=statistics)
+    mine = predictor(batch.query_x[0])
+    with Calls():
+        torch.testing.assert_close(predictor(batch.query_x[0]), mine)
+    tasks = lambda numbers: batch[: len(numbers)]  # noqa: E731
+    score = fewstep.evaluate(learner, tasks, count=2, statistics=statistics)
+    with Calls():
+        assert fewstep.evaluate(learner, tasks, count=2, statistics=statistics).per_task == score.per_task
 
 
 @compiled
@@ -410,7 +514,7 @@ def test_kernels_from_other_sources_are_not_called(tmp_path, monkeypatch):
 
 
 @compiled
-@pytest.mark.parametrize("wrong", [torch.zeros(8), torch.zeros(16, dtype=torch.float64)])
+@pytest.mark.parametrize("wrong", [torch.zeros(8), torch.zeros(16, 3), torch.zeros(16, dtype=torch.float64)])
 def test_a_bias_that_does_not_fit_a_convolution_gets_torchs_error(wrong):
     layer = Conv2d(16, 16, 3, padding=1)
     with pytest.raises(RuntimeError):

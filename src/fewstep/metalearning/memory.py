@@ -61,7 +61,8 @@ def memory_needed(
 
         bytes = fixed + each · (tasks at once)
 
-    Held at once are under `vectorized` all tasks or a micro-batch, under `loop` one a thread, otherwise one.
+    Held at once are under `vectorized` all tasks or a micro-batch, under `loop` one a thread where they
+    are not large, otherwise one.
 
     Measured at the moment of the training that takes most: second order, most query passes.
 

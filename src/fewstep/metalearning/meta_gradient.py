@@ -87,7 +87,7 @@ def _task_loss(
 
 
 def loop(inner: InnerLoop, plan: Plan, learned: Parameters, whole: Whole, batch: TaskBatch) -> Result:
-    """Task by task, each thread with one: a task's graph is freed before its thread builds the next."""
+    """Task by task, side by side on threads: a task's graph is freed before its thread builds the next."""
     gradient = second_order if plan.order == "second" else first_order
 
     def task(index: int) -> tuple[Sequence[Tensor], Outcome]:

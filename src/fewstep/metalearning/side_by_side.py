@@ -1,6 +1,6 @@
 """Tasks side by side: a thread for each, instead of every thread inside every operation.
 
-Few-shot tasks are too small to share out one operation well; whole tasks share out evenly, and what is not
+Most few-shot tasks are too small to share out one operation well; whole tasks share out evenly, and what is not
 computation (Python, waiting for memory) is done by several threads too.
 """
 
@@ -30,10 +30,10 @@ def side_by_side(
 ) -> Generator[T, None, None]:
     """task(0) … task(count − 1) in order, as many at a time as torch has threads.
 
-    Results are those of torch with one thread, bit for bit. A single task goes with all threads inside its operations;
-    so does every large one, every one on another device than the CPU, of a model that draws random numbers or has
-    attention (both rest on settings of the whole process), or under a mode of the calling thread, which would not see
-    the others. Until the last result is taken, or the generator closed, the caller has one thread.
+    Results of tasks side by side are those of torch with one thread, bit for bit. A single task goes with all threads
+    inside its operations; so does every large one, every one on another device than the CPU, of a model that draws
+    random numbers or has attention (both rest on settings of the whole process), or under a mode of the calling thread,
+    which would not see the others. Until the last result is taken, or the generator closed, the caller has one thread.
 
     Arguments:
         task: what to do; it calls `forward`, and nothing else that threads may not share.

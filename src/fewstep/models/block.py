@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.module import _has_any_global_hook
 
 from fewstep.models import fused, native
 from fewstep.models.batch_norm import normalise
@@ -40,7 +41,10 @@ class PooledBatchNorm(nn.BatchNorm2d):
         """Whether `forward` may be a part of `fused.blocks`."""
         return type(self) is PooledBatchNorm and not self.track_running_stats
 
-    given: tuple[Tensor, Tensor] | None = None  # mean and variance to normalise by
+    @property
+    def given(self) -> tuple[Tensor, Tensor] | None:
+        """Mean and variance to normalise by; the batch's own where None."""
+        return None
 
     def tell(self, mean: Tensor, var: Tensor) -> None:
         """Hear by which statistics it has normalised where it was a part of `fused.blocks`."""
@@ -61,7 +65,7 @@ class Block(nn.Module):
 
 
 def through(blocks: Iterable[nn.Module], x: Tensor) -> Tensor:
-    """x through one block after another: as one function where kernels take them and nobody looks between.
+    """x through one block after another: as one function where kernels take them all and nobody looks between.
 
     Example:
         >>> import torch
@@ -90,7 +94,8 @@ def through(blocks: Iterable[nn.Module], x: Tensor) -> Tensor:
 def _fuse(blocks: list[Any]) -> bool:
     """Whether the blocks are what they were built as, alike, and no hook waits in them."""
     return all(type(block) is Block and _plain(block, block.conv, block.norm) for block in blocks) and (
-        len({(block.norm.eps, block.negative_slope) for block in blocks}) == 1
+        len({(block.norm.eps, block.negative_slope, block.norm.given is None) for block in blocks}) == 1
+        and not _has_any_global_hook()
     )
 
 
@@ -100,4 +105,5 @@ def _plain(block: nn.Module, conv: Any, norm: Any) -> bool:
         and (conv.kernel_size, conv.stride, conv.padding) == ((3, 3), (1, 1), (1, 1))
         and getattr(norm, "fuses", False)
         and not any(getattr(layer, hooks) for layer in (block, conv, norm) for hooks in HOOKS)
+        and not any("forward" in vars(layer) for layer in (block, conv, norm))
     )

@@ -63,7 +63,7 @@ class Geometry:
 
 
 class Grouped(Quick):
-    """An autograd function of maps (N, C, *), filters and vectors (C,), the last argument its geometry.
+    """An autograd function of maps (N, C, *), filters and vectors (C,), the last argument a dataclass with its groups.
 
     Under vmap tasks are groups of channels, as in `Channelwise`, whose maps then need no copy. Filters are known by
     their place among the arguments and the results.

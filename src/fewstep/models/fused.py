@@ -43,18 +43,22 @@ def blocks(
         carry no gradient.
 
     Raises:
-        ValueError: a vector of another length or type; given statistics where derivatives may be asked for.
+        ValueError: a vector of another length or type, too few or too many; given statistics where derivatives may be
+            asked for.
 
     Example:
         >>> x, filters = torch.randn(5, 1, 8, 8), [torch.randn(8, 1, 3, 3), torch.randn(8, 8, 3, 3)]
         >>> none = [None, None]
-        >>> list(blocks(x, filters, none, none, none, 1e-5, 0.01)[0].shape) if native.takes_blocks(x, filters) else None
-        [5, 8, 2, 2]
+        >>> y = blocks(x, filters, none, none, none, 1e-5, 0.01)[0] if native.takes_blocks(x, filters) else x[..., :2, :2]
+        >>> y.shape[2:]
+        torch.Size([2, 2])
     """
     first, count = filters[0], len(filters)
+    if any(len(each) != count for each in (shifts, weights, biases, given or filters)):
+        raise ValueError(f"{count} blocks need as many filters, shifts, weights, biases and statistics")
     statistics = [t for kind in zip(*given, strict=True) for t in kind] if given else []
     for vector in (*shifts, *weights, *biases, *statistics):
-        if vector is not None and (vector.dim() != 1 or not native.fits(vector, first)):
+        if vector is not None and not native.fits(vector, first):
             raise ValueError(
                 f"the convolution gives {len(first)} channels of {x.dtype} on {x.device}; its bias or the norm after "
                 f"it has {tuple(vector.shape)} of {vector.dtype} on {vector.device}"
@@ -110,7 +114,7 @@ class _Blocks(Grouped):
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         x, vectors, _, *filters, ctx.at = inputs
-        ctx.mark_non_differentiable(*output[2:])
+        ctx.mark_non_differentiable(*output[2 if ctx.at.keep else 0 :])  # a transform may not have seen `no_grad`
         ctx.save_for_backward(x, vectors, *output[1:], *filters)
         ctx.set_materialize_grads(False)
 
@@ -190,10 +194,9 @@ class _Second(Grouped):
             point = [inputs[i] for i in (*range(2, 7), *range(12, 12 + count))]
             outputs, pull_back = torch.func.vjp(first, *point)[:2]
             us = [inputs.get(i) for i in (0, 1, *range(12 + count, 12 + 2 * count))]
-            return tuple(
-                pull_back(tuple(torch.zeros_like(t) if u is None else u for u, t in zip(us, outputs, strict=True)))[i]
-                for i in wanted
-            )
+            us = [torch.zeros_like(t) if u is None else u for u, t in zip(us, outputs, strict=True)]
+            results = pull_back(tuple(us))
+            return tuple(results[i] for i in wanted)
 
         pull_back = torch.func.vjp(second, *(saved[i] for i in given))[1]
         gradients = dict(zip(given, pull_back(tuple(cotangents[i] for i in wanted)), strict=True))

@@ -102,15 +102,16 @@ def takes_blocks(x: Tensor, filters: Sequence[Tensor]) -> bool:
     first, *others = filters
     wide = len(first)
     return (
-        min(x.shape[2:]) >> len(filters) > 0
-        and takes(x, first)
-        and all(w.shape == (wide, wide, 3, 3) and fits(w, first) and type(w) in (Tensor, nn.Parameter) for w in others)
+        takes(x, first)
+        and min(x.shape[2:]) >> len(filters) > 0
+        and all(w.shape == (wide, wide, 3, 3) and type(w) in (Tensor, nn.Parameter) for w in others)
+        and all((w.dtype, w.device) == (first.dtype, first.device) for w in others)
     )
 
 
 def fits(vector: Tensor, filters: Tensor) -> bool:
-    """Whether there is a row of the tensor for every filter, of its type: kernels do not ask again."""
-    return vector.shape[:1] == filters.shape[:1] and (vector.dtype, vector.device) == (filters.dtype, filters.device)
+    """Whether there is a number of the vector for every filter: kernels do not ask again."""
+    return vector.shape == filters.shape[:1] and (vector.dtype, vector.device) == (filters.dtype, filters.device)
 
 
 @functools.cache
@@ -127,7 +128,7 @@ def convolve(
 
     Example:
         >>> x, weight = torch.ones(1, 8, 3, 3), torch.ones(8, 8, 3, 3)
-        >>> convolve([(x, weight)])[0, 0] if takes(x, weight) else None
+        >>> convolve([(x, weight)])[0, 0] if takes(x, weight) else torch.conv2d(x, weight, padding=1)[0, 0]
         tensor([[32., 48., 32.],
                 [48., 72., 48.],
                 [32., 48., 32.]])
@@ -170,12 +171,16 @@ class Sizes(NamedTuple):
         """Channels of all groups."""
         return self.groups * self.filters
 
+    def largest(self, dtype: torch.dtype) -> int:
+        """Pixels of the largest maps that are made at once: those of images with few channels are made one by one."""
+        return self.pixels(1 if self.channels < lanes(dtype) else 0)
+
     def pixels(self, block: int) -> int:
         """Pixels of the maps that go into a block."""
         return self.images * (self.height >> block) * (self.width >> block)
 
 
-def sizes(x: Tensor, filters: Sequence[Tensor], groups: int) -> Sizes:
+def sizes_of(x: Tensor, filters: Sequence[Tensor], groups: int) -> Sizes:
     """The sizes of blocks with these filters that are given x."""
     n, _, height, width = x.shape
     return Sizes(len(filters), n, height, width, filters[0].shape[1], len(filters[0]) // groups, groups)
@@ -199,14 +204,13 @@ def blocks(
         last two are empty where nothing is to be kept.
     """
     x, vectors, *filters = _dense(x, vectors, *filters)
-    s = sizes(x, filters, groups)
+    s = sizes_of(x, filters, groups)
     y = _maps(x, s.images, s.height >> s.depth, s.width >> s.depth, s.wide)
     inner = _rows(x, sum(map(s.pixels, range(1, s.depth))), s)
     moments = _rows(x, 4 * s.depth, s)
     if given is not None:
         moments[: 2 * s.depth] = given
-    few = s.channels % lanes(x.dtype) != 0  # then the maps of the first block are made image by image
-    z = _rows(x, sum(map(s.pixels, range(s.depth))) if keep else s.pixels(few), s)
+    z = _rows(x, sum(map(s.pixels, range(s.depth))) if keep else s.largest(x.dtype), s)
     corner = _rows(x, sum(map(s.pixels, range(1, s.depth + 1))), s, torch.uint8) if keep else None
     _call(
         "blocks",
@@ -243,12 +247,11 @@ def blocks_first(
     a, a_inner, x, vectors, inner, moments, z, corner, *filters = _dense(
         a, a_inner, x, vectors, inner, moments, z, corner, *filters
     )
-    s = sizes(x, filters, groups)
+    s = sizes_of(x, filters, groups)
     dx = torch.empty_like(x) if of_x else None
     d_vectors, d_inner, d_filters = torch.empty_like(vectors), torch.empty_like(inner), _like(filters)
     given = a, a_inner, x, vectors, inner, moments, z, corner, _pointers(filters)
-    few = not of_x and s.channels % lanes(x.dtype) != 0
-    room = _rows(x, s.pixels(few), s)
+    room = _rows(x, s.pixels(0) if of_x else s.largest(x.dtype), s)
     _call("blocks_first", x.dtype, *given, slope, dx, d_vectors, d_inner, _pointers(d_filters), room, *s)
     return dx, d_vectors, d_inner, *d_filters
 
@@ -269,14 +272,13 @@ def blocks_second(
     a, x, vectors, inner, moments, z, corner, d_vectors, d_inner, *filters = _dense(
         a, x, vectors, inner, moments, z, corner, d_vectors, d_inner, *filters
     )
-    s = sizes(x, filters, groups)
+    s = sizes_of(x, filters, groups)
     g_a, g_a_inner, g_inner = torch.empty_like(a), torch.empty_like(inner), torch.empty_like(inner)
     g_x, g_vectors, g_filters = torch.empty_like(x) if of_x else None, torch.empty_like(vectors), _like(filters)
     cotangents = u_x, u_vectors, _pointers(u_filters)
     given = a, x, vectors, inner, moments, z, corner, _pointers(filters), d_vectors, d_inner
     results = g_a, g_a_inner, g_x, g_vectors, g_inner, _pointers(g_filters)
-    few = u_x is None and not of_x and s.channels % lanes(x.dtype) != 0
-    room = _rows(x, s.pixels(0) if few else 2 * s.pixels(0), s)
+    room = _rows(x, s.pixels(0) * (1 if u_x is None and not of_x else 2), s)
     _call("blocks_second", x.dtype, *cotangents, *given, slope, *results, room, *s)
     return g_a, g_a_inner, g_x, g_vectors, g_inner, *g_filters
 

@@ -80,7 +80,7 @@ void blocks(const T *x, const T *vectors, const T *const *filters, T eps, T slop
       pool_norm<T>(maps, own[WEIGHT], own[BIAS], eps, slope, given, out, corner ? corner + b.after(i) : nullptr,
                    m[MEAN], m[VAR], m[RSTD], s);
     };
-    if (b[i].in % W<T>) {
+    if (b[i].in < W<T>) {
       const Patchwise<T> convolution(1, &x, filters + i, nullptr, b[i]);
       norm([&](Size n) {
         T *to = corner ? maps + n * s.image() : scratch<T, IMAGE>(s.image());
@@ -88,7 +88,7 @@ void blocks(const T *x, const T *vectors, const T *const *filters, T eps, T slop
         return to;
       });
     } else {
-      winograd(1, &x, filters + i, (const T *)nullptr, maps, false, b[i]);
+      convolve<T>(1, &x, filters + i, nullptr, maps, false, b[i]);
       norm([&](Size n) { return maps + n * s.image(); });
     }
     for (Size c = 0; !given && c < b.channels(); c++) m[SHIFTED_MEAN][c] = m[MEAN][c] + own[SHIFT][c];
@@ -115,23 +115,30 @@ void blocks_first(const T *a, const T *a_inner, const T *x, const T *vectors, co
                          use, s);
     };
     T *down = i ? d_inner + b.after(i - 1) : dx;
-    if (!down && b[i].in % W<T>) {
-      const PatchwiseGradient<T> gradient(b[i]);
+    if (!down && b[i].in < W<T>) {
+      const PatchwiseGradient<T> gradient(b[i], s.images);
       norm([&](Size) { return scratch<T, IMAGE>(s.image()); },
-           [&](Size n, const T *dz) { gradient.image(n, in, dz, false); });
+           [&](Size n, const T *dz) { gradient.image(n, in, dz, n, false); });
       gradient.finish(d_filters[i]);
     } else {
       norm([&](Size n) { return room + n * s.image(); }, [](Size, const T *) {});
       correlate<T>(1, &in, &dz, d_filters[i], b[i]);
       if (down) convolve<T>(1, &dz, filters + i, nullptr, down, true, b.turned(i));
     }
-    for (Size k = 0; i && a_inner && k < b.map(i); k++) down[k] += a_inner[b.after(i - 1) + k];
+    const Size between = i && a_inner ? b.map(i) : 0;
+#pragma omp parallel for
+    for (Size k = 0; k < between; k++) down[k] += a_inner[b.after(i - 1) + k];
     a = down;
   }
 }
 
+template <class T>
+bool zero(const T *row, Size count) {
+  return !row || std::all_of(row, row + count, [](T value) { return value == 0; });
+}
+
 // Cotangents that are null are zero. d_inner and d_vectors: from `blocks_first`. room: for two maps like the largest
-// dz; for one like the first block's where images have few channels, and u_x and g_x are null
+// dz; for one where u_x and g_x are null, since the first block's dz is then not asked for
 template <class T>
 void blocks_second(const T *u_x, const T *u_vectors, const T *const *u_filters, const T *a, const T *x,
                    const T *vectors, const T *inner, const T *moments, const T *z, const uint8_t *corner,
@@ -152,9 +159,17 @@ void blocks_second(const T *u_x, const T *u_vectors, const T *const *u_filters, 
                           m[RSTD], d[WEIGHT], d[BIAS], slope, g_out, g_vectors + i * b.channels(), use, s);
     };
     const T *u_w = u_filters[i], *given[2] = {u, in}, *through[2] = {filters[i], u_w};
-    if (!u && !g_in && b[i].in % W<T>) {
+    if (!u && !u_w && zero(us[WEIGHT], b.channels()) &&
+        zero(us[BIAS], b.channels())) {  // nobody asked for its gradient
+      std::fill_n(g_out, b.map(i + 1), T(0));
+      std::fill_n(g_vectors + i * b.channels(), b.channels(), T(0));
+      std::fill_n(g_filters[i], 9 * b[i].in * b.channels(), T(0));
+      if (g_in) std::fill_n(g_in, s.images * s.height * s.width * b[i].in * b[i].groups, T(0));
+      continue;
+    }
+    if (!u && !g_in && b[i].in < W<T>) {
       const Patchwise<T> convolution(u_w != nullptr, given + 1, through + 1, nullptr, b[i]);
-      const PatchwiseGradient<T> gradient(b[i]);
+      const PatchwiseGradient<T> gradient(b[i], s.images);
       norm(
           [&](Size n, T *u_z) {
             if (u_w)
@@ -162,7 +177,7 @@ void blocks_second(const T *u_x, const T *u_vectors, const T *const *u_filters, 
             else
               std::fill(u_z, u_z + s.image(), T(0));
           },
-          [&](Size n, const T *g_z) { gradient.image(n, in, g_z, false); });
+          [&](Size n, const T *g_z) { gradient.image(n, in, g_z, n, false); });
       gradient.finish(g_filters[i]);
     } else {
       if (u || u_w)

@@ -1,7 +1,7 @@
-// What a Conv4 spends its time on, for maps with the channels last in memory: 3×3 convolutions, and blocks of one with
-// batch norm, max-pooling and activation after it. All is a template of the number type; loops run over vectors of
-// channels, so that the number of filters is a multiple of what a register holds. Python calls the functions at the
-// end, by ctypes.
+// What a Conv4 spends its time on, for maps with the channels last in memory: 3×3 convolutions, and blocks one after
+// another of such a convolution, batch norm, max-pooling and activation. All is a template of the number type; loops
+// run over vectors of channels, so that the number of filters is a multiple of what a register holds. Python calls the
+// functions at the end, by ctypes.
 
 #include "blocks.h"
 

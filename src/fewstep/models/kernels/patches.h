@@ -1,4 +1,4 @@
-// Convolution of images with few channels, and the gradient of its filters: patches times filters.
+// Convolution of images with few channels, its gradient and that of its filters: patches times filters.
 #pragma once
 
 #include "product.h"
@@ -79,30 +79,32 @@ INLINE void patchwise(Size pairs, const T *const *x, const T *const *w, const T 
   for (Size row = 0; row < s.images * s.height; row++) maps.row(row, y + row * s.width * s.groups * s.out);
 }
 
-// dw = Σ a ⋆ x over pairs, an image at a time
+// dw = Σ a ⋆ x over images and pairs, in `parts` that threads share out
 template <class T>
 struct PatchwiseGradient {
   Sizes s;
-  T *sums;  // of each image and group, transposed
+  Size parts;
+  T *sums;  // of each part and group, transposed
 
-  INLINE explicit PatchwiseGradient(Sizes s) : s(s), sums(scratch<T, GRADIENT>((s.images + 1) * size())) {}
+  INLINE PatchwiseGradient(Sizes s, Size parts)
+      : s(s), parts(parts), sums(scratch<T, GRADIENT>((parts + 1) * size())) {}
   Size size() const { return s.groups * 9 * s.in * s.out; }
 
-  // Of image n, whose gradients are `a`
-  INLINE void image(Size n, const T *x, const T *a, bool add) const {
+  // Of image n, whose gradients are `a`, to a part
+  INLINE void image(Size n, const T *x, const T *a, Size part, bool add) const {
     const Size in = s.in, out = s.out, depth = 9 * in, wide = s.groups * out;
     T *block = scratch<T, TILES>(depth * s.width + 3 * (s.width + 2) * in);
     for (Size g = 0; g < s.groups; g++)
       for (Size i = 0; i < s.height; i++) {
         patches(s, x + g * in, in, s.groups * in, n * s.height + i, block + depth * s.width, block);
         product(depth, out, s.width, block, 1, depth, a + i * s.width * wide + g * out, wide,
-                sums + n * size() + g * depth * out, out, add || i > 0);
+                sums + part * size() + g * depth * out, out, add || i > 0);
       }
   }
-  // In the order of the images, whatever the number of threads
+  // In the order of the parts, whatever the number of threads
   INLINE void finish(T *dw) const {
-    T *all = sums + s.images * size();
-    total(sums, s.images, size(), all);
+    T *all = sums + parts * size();
+    total(sums, parts, size(), all);
     for (Size g = 0; g < s.groups; g++)
       transpose(all + g * 9 * s.in * s.out, 9 * s.in, s.out, dw + g * 9 * s.in * s.out);
   }
@@ -110,10 +112,12 @@ struct PatchwiseGradient {
 
 template <class T>
 INLINE void patchwise_gradient(Size pairs, const T *const *x, const T *const *a, T *dw, Sizes s) {
-  const PatchwiseGradient<T> gradient(s);
+  const Size parts = std::min<Size>(s.images, 16), image = s.height * s.width * s.groups * s.out;
+  const PatchwiseGradient<T> gradient(s, parts);
 #pragma omp parallel for
-  for (Size n = 0; n < s.images; n++)
-    for (Size p = 0; p < pairs; p++) gradient.image(n, x[p], a[p] + n * s.height * s.width * s.groups * s.out, p > 0);
+  for (Size part = 0; part < parts; part++)
+    for (Size begin = part * s.images / parts, n = begin; n < (part + 1) * s.images / parts; n++)
+      for (Size p = 0; p < pairs; p++) gradient.image(n, x[p], a[p] + n * image, part, n > begin || p > 0);
   gradient.finish(dw);
 }
 

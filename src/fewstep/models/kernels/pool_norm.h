@@ -74,8 +74,9 @@ INLINE void pool_norm(const Maps &maps, const T *weight, const T *bias, T eps, T
           Vec<T> most = v[0] * sign;
           Mask<T> at{};
           for (int q = 1; q < 4; q++) {
-            Mask<T> more = v[q] * sign > most;
-            most = more ? v[q] * sign : most;
+            Vec<T> next = v[q] * sign;
+            Mask<T> more = next > most || next != next;  // what is no number stays
+            most = more ? next : most;
             at = more ? Mask<T>{} + q : at;
           }
           store(y + s.kept(n, i, j) + c, most * sign);

@@ -74,7 +74,8 @@ Size share(Size count, Size thread, Size threads) {
   return count / W<T> * thread / threads * W<T>;
 }
 
-// Memory of this thread that outlives the call; who asks for the same purpose again takes it over. FILTERS, GRADIENT
+// Memory of this thread that outlives the call, for filters or products by filters, gradients of filters, sums over
+// images, tiles or patches, the maps of an image; who asks for the same purpose again takes it over. FILTERS, GRADIENT
 // and SUMS are asked for outside of parallel regions and read by all threads inside, TILES and IMAGE are asked for
 // inside.
 enum Purpose { FILTERS, GRADIENT, SUMS, TILES, IMAGE };
