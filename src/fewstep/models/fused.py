@@ -47,10 +47,9 @@ def blocks(
             asked for.
 
     Example:
-        >>> x, filters = torch.randn(5, 1, 8, 8), [torch.randn(8, 1, 3, 3), torch.randn(8, 8, 3, 3)]
-        >>> none = [None, None]
-        >>> y = blocks(x, filters, none, none, none, 1e-5, 0.01)[0] if native.takes_blocks(x, filters) else x[..., :2, :2]
-        >>> y.shape[2:]
+        >>> x, filters, none = torch.randn(5, 1, 8, 8), [torch.randn(8, 1, 3, 3), torch.randn(8, 8, 3, 3)], [None, None]
+        >>> taken = native.takes_blocks(x, filters)
+        >>> (blocks(x, filters, none, none, none, 1e-5, 0.01)[0] if taken else x[..., :2, :2]).shape[2:]
         torch.Size([2, 2])
     """
     first, count = filters[0], len(filters)
