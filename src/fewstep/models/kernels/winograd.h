@@ -205,8 +205,8 @@ INLINE void winograd(Size pairs, const T *const *x, const T *const *w, const T *
 
 // Σ_p a_p ⋆ x_p as sixteen products, or those of some rows, for filters from `begin` on
 template <class T, int BEGIN, int END>
-INLINE void filter_products(Size pairs, const T *const *x, const T *const *a, T *products, Size g, Size begin, Size own,
-                            Sizes z) {
+void filter_products(Size pairs, const T *const *x, const T *const *a, T *products, Size g, Size begin, Size own,
+                     Sizes z) {
   const Size in = z.in, out = z.out, maps_size = apart<T>(CHUNK * in), gradients_size = apart<T>(CHUNK * own);
   T *maps = scratch<T, TILES>(16 * (maps_size + gradients_size) + in + own), *gradients = maps + 16 * maps_size,
     *zeros = gradients + 16 * gradients_size;
@@ -228,33 +228,16 @@ template <class T>
 INLINE void winograd_gradient(Size pairs, const T *const *x, const T *const *a, T *dw, Sizes z) {
   const Size in = z.in, out = z.out, threads = omp_get_max_threads();
   const Size rows = threads < 2 ? 1 : threads < 4 ? 2 : 4, parts = std::min((threads + 3) / 4, out / W<T>);
+  // All rows, then halves, then one at a time
+  static constexpr decltype(&filter_products<T, 0, 4>) of_rows[] = {
+      filter_products<T, 0, 4>, filter_products<T, 0, 2>, filter_products<T, 2, 4>, filter_products<T, 0, 1>,
+      filter_products<T, 1, 2>, filter_products<T, 2, 3>, filter_products<T, 3, 4>};
   T *products = scratch<T, FILTERS>(16 * in * out);
   for (Size g = 0; g < z.groups; g++) {
 #pragma omp parallel for
     for (Size t = 0; t < rows * parts; t++) {
       const Size begin = share<T>(out, t / rows, parts), own = share<T>(out, t / rows + 1, parts) - begin;
-      switch (rows + t % rows) {
-        case 1:
-          filter_products<T, 0, 4>(pairs, x, a, products, g, begin, own, z);
-          break;
-        case 2:
-          filter_products<T, 0, 2>(pairs, x, a, products, g, begin, own, z);
-          break;
-        case 3:
-          filter_products<T, 2, 4>(pairs, x, a, products, g, begin, own, z);
-          break;
-        case 4:
-          filter_products<T, 0, 1>(pairs, x, a, products, g, begin, own, z);
-          break;
-        case 5:
-          filter_products<T, 1, 2>(pairs, x, a, products, g, begin, own, z);
-          break;
-        case 6:
-          filter_products<T, 2, 3>(pairs, x, a, products, g, begin, own, z);
-          break;
-        case 7:
-          filter_products<T, 3, 4>(pairs, x, a, products, g, begin, own, z);
-      }
+      of_rows[rows - 1 + t % rows](pairs, x, a, products, g, begin, own, z);
     }
     filters_out(products, out, in, dw + g * 9 * in * out);
   }
