@@ -128,6 +128,22 @@ class _Twin:
     training: tuple[bool, ...] = ()
 
 
+@contextlib.contextmanager
+def _filled(
+    twin: _Twin, parameters: dict[str, Tensor], given: Statistics | None = None, differentiable: bool = False
+) -> Iterator[Statistics]:
+    """A twin with these tensors, for a call; gives the statistics that its batch norms will have seen."""
+    twin.now.given, twin.now.differentiable, twin.now.seen = given, differentiable, {}
+    try:
+        for slot in twin.slots:
+            slot.tensors[slot.key] = parameters.get(slot.name, slot.empty)
+        yield twin.now.seen
+    finally:
+        for slot in twin.slots:
+            slot.tensors[slot.key] = slot.empty
+        twin.now.given, twin.now.seen = None, {}  # keep no tensor of a task alive
+
+
 def _on_meta(tensor: Tensor) -> Tensor:
     empty = tensor.detach().to("meta")
     return nn.Parameter(empty, requires_grad=False) if isinstance(tensor, nn.Parameter) else empty
@@ -235,7 +251,6 @@ class Functional:
         given: Statistics | None = None,
         differentiable: bool = False,
     ) -> tuple[Tensor, Statistics]:
-        seen: Statistics = {}
         inputs = x if isinstance(x, tuple) else (x,)
         with contextlib.ExitStack() as inside:
             if self._attention is not False:
@@ -244,20 +259,37 @@ class Functional:
             watch = inside.enter_context(AttentionWatch()) if self._attention is None else None
             inside.enter_context(half(self.precision, next(iter(parameters.values())).device))
             before = None if twin.training in self._draws else torch.get_rng_state()
-            twin.now.given, twin.now.differentiable, twin.now.seen = given, differentiable, seen
-            try:
-                for slot in twin.slots:
-                    slot.tensors[slot.key] = parameters.get(slot.name, slot.empty)
+            with _filled(twin, parameters, given, differentiable) as seen:
                 output = tree_map(_whole, twin.module(*inputs))
-            finally:
-                for slot in twin.slots:
-                    slot.tensors[slot.key] = slot.empty
-                twin.now.given, twin.now.seen = None, {}  # keep no tensor of a task alive
             if before is not None:
                 self._draws[twin.training] = not torch.equal(before, torch.get_rng_state())
             if watch:
                 self._attention = watch.seen
         return output, seen
+
+    def cross_entropy_gradients(
+        self, parameters: dict[str, Tensor], names: set[str], x: Any, labels: Tensor
+    ) -> tuple[dict[str, Tensor], Tensor, Statistics] | None:
+        """Gradients of the mean cross-entropy by name, the loss and the statistics seen, if the model has a formula.
+
+        A model has one in a method `cross_entropy_gradients(x, labels)`, which gives the loss and the gradient of every
+        parameter, or None where it cannot now. It is not asked where tensors are tied or less than half is wanted.
+        """
+        wanted, all_of_them = (
+            sum(t.numel() for t in ts) for ts in ([parameters[n] for n in names], parameters.values())
+        )
+        if self.precision == "bf16" or isinstance(x, tuple) or 2 * wanted < all_of_them:
+            return None
+        with self._idle_twin() as twin:
+            of_all = getattr(twin.module, "cross_entropy_gradients", None)
+            if of_all is None or len({slot.name for slot in twin.slots}) < len(twin.slots):
+                return None
+            with _filled(twin, parameters) as seen:
+                found = of_all(x, labels)
+        if found is None:
+            return None
+        loss, gradients = found
+        return {name: gradients[name] for name in names}, loss, seen
 
     def not_twice_differentiable(self, parameters: dict[str, Tensor], x: Any) -> str | None:
         """The innermost layer that torch cannot differentiate twice, with the reason; None where there is none."""

@@ -9,7 +9,7 @@ from torch.utils._pytree import tree_map
 
 from fewstep.errors import BadInput, unknown
 from fewstep.metalearning.functional import Functional, Moments, Statistics, norm_parameters
-from fewstep.metalearning.inner_loop import InnerLoop, Loss, Meta, Parameters, first_order
+from fewstep.metalearning.inner_loop import InnerLoop, Loss, Meta, Parameters, closed_form
 from fewstep.metalearning.meta_gradient import Plan, Result
 from fewstep.metalearning.precision import Precision, products
 from fewstep.metalearning.predictor import Predictor
@@ -155,8 +155,11 @@ class Learner(nn.Module):
 
         A norm weight that is learned for each step appears as `norm.<name>`, not as `model.<name>`.
         """
-        replaced = {f"model.{name}" for name, _ in self.norm.named_parameters()}
-        return {n: p for n, p in self.named_parameters() if p.requires_grad and n not in replaced}
+        rates, norm = self.rates.tensors, self.norm.tensors
+        model = {n: p for n, p in self.model.named_parameters() if p.requires_grad and n not in norm}
+        return {
+            f"{part}.{n}": p for part, ps in (("model", model), ("rates", rates), ("norm", norm)) for n, p in ps.items()
+        }
 
     def _whole(self, learned: Parameters) -> Meta:
         """The learned tensors, completed by all that is fixed."""
@@ -167,7 +170,7 @@ class Learner(nn.Module):
         # A module may write to its buffers; it gets copies.
         fixed = {n: p.detach() for n, p in self.model.named_parameters() if n not in by_part["model"]}
         fixed |= {n: b.clone() for n, b in self.model.named_buffers()}
-        moments = dict(self.running.named_buffers())
+        moments = self.running.tensors
         running = {n: Moments(moments[f"{n}.mean"], moments[f"{n}.var"]) for n in self._forward.batch_norms}
         return Meta(fixed | by_part["model"], by_part["rates"], by_part["norm"], running)
 
@@ -185,7 +188,9 @@ class Learner(nn.Module):
 
     def frozen(self) -> Meta:
         """A copy of everything a task starts from, without a graph: what adaptation and evaluation use."""
-        return tree_map(torch.clone, self._whole({name: p.detach() for name, p in self.meta_parameters().items()}))
+        model, rates, norm, running = self._whole({name: p.detach() for name, p in self.meta_parameters().items()})
+        model, rates, norm = ({n: t.clone() for n, t in part.items()} for part in (model, rates, norm))
+        return Meta(model, rates, norm, {n: Moments(m.mean.clone(), m.var.clone()) for n, m in running.items()})
 
     def inner_loop(self, statistics: str, sharp: bool = False) -> InnerLoop:
         """The inner loop under a statistics policy; `sharp` perturbs its steps where the method does so.
@@ -283,7 +288,7 @@ class Learner(nn.Module):
 
         running ← (1 − momentum) running + momentum · seen
         """
-        buffers = dict(self.running.named_buffers())
+        buffers = self.running.tensors
         for name, moments in statistics.items():
             for part in ("mean", "var"):
                 seen = getattr(moments, part)
@@ -377,5 +382,5 @@ class Learner(nn.Module):
         inner, meta = self.inner_loop(statistics, sharp), self.frozen()
         steps = self.steps(steps)
         with products(self.precision, self.device):
-            *_, final = inner.adapt(meta, support_x, support_y, steps, first_order)
+            *_, final = inner.adapt(meta, support_x, support_y, steps, closed_form)
             return Predictor(self._forward, final.parameters, inner.query_statistics(meta, final, support_x))

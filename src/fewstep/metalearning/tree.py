@@ -1,6 +1,7 @@
 """Tensors under dotted names, as a module."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -10,6 +11,7 @@ class Tree(nn.Module):
 
     def __init__(self, tensors: Mapping[str, Tensor], buffers: bool = False):
         super().__init__()
+        self._places: dict[str, tuple[dict[str, Any], str]] = {}
         for name, tensor in tensors.items():
             *path, leaf = name.split(".")
             node: nn.Module = self
@@ -21,3 +23,9 @@ class Tree(nn.Module):
                 node.register_buffer(leaf, tensor)
             else:
                 node.register_parameter(leaf, nn.Parameter(tensor))
+            self._places[name] = node._buffers if buffers else node._parameters, leaf
+
+    @property
+    def tensors(self) -> dict[str, Any]:
+        """The tensors by name: `named_parameters` walks through every module for them."""
+        return {name: place[leaf] for name, (place, leaf) in self._places.items()}

@@ -23,7 +23,7 @@ Weights = Mapping[str, Tensor]
 
 def row(rows: Tensor, step: int) -> Tensor:
     """Row `step` of a per-step tensor (steps, …); the last row for every later step."""
-    return rows[min(step, len(rows) - 1)]
+    return rows.select(0, min(step, rows.shape[0] - 1))
 
 
 def _check_rate(part: object, *rates: float) -> None:
@@ -60,7 +60,7 @@ class Sgd:
         return {}
 
     def update(self, fast: Weights, gradients: Weights, rates: Weights, step: int) -> dict[str, Tensor]:  # noqa: ARG002
-        return {name: weight - self.rate * gradients[name] for name, weight in fast.items()}
+        return {name: torch.sub(weight, gradients[name], alpha=self.rate) for name, weight in fast.items()}
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class PerParameter:
         return {name: torch.empty_like(weight).uniform_(self.low, self.high) for name, weight in fast.items()}
 
     def update(self, fast: Weights, gradients: Weights, rates: Weights, step: int) -> dict[str, Tensor]:  # noqa: ARG002
-        return {name: weight - rates[name] * gradients[name] for name, weight in fast.items()}
+        return {name: torch.addcmul(weight, rates[name], gradients[name], value=-1) for name, weight in fast.items()}
 
 
 @dataclass(frozen=True)
@@ -117,4 +117,5 @@ class PerLayerPerStep:
         return {name: weight.new_full((max(steps, 1),), self.rate) for name, weight in fast.items()}
 
     def update(self, fast: Weights, gradients: Weights, rates: Weights, step: int) -> dict[str, Tensor]:
-        return {name: weight - row(rates[name], step) * gradients[name] for name, weight in fast.items()}
+        now = {name: row(rates[name], step) for name in fast}
+        return {name: torch.addcmul(weight, now[name], gradients[name], value=-1) for name, weight in fast.items()}

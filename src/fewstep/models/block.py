@@ -1,7 +1,7 @@
 """The block of Conv4: convolution, batch norm, max-pooling, activation."""
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -73,29 +73,76 @@ def through(blocks: Iterable[nn.Module], x: Tensor) -> Tensor:
         torch.Size([5, 8, 2, 2])
     """
     layers: list[Any] = list(blocks)
-    if not _fuse(layers) or not native.takes_blocks(x, [block.conv.weight for block in layers]):
+    if not _fuse(layers, x):
         for block in layers:
             x = block(x)
         return x
-    filters, shifts, weights, biases = (
-        [getattr(getattr(block, layer), name) for block in layers]
-        for layer in ("conv", "norm")
-        for name in ("weight", "bias")
-    )
     norms = [block.norm for block in layers]
     given = [norm.given for norm in norms] if norms[0].given else None
-    x, *moments = fused.blocks(x, filters, shifts, weights, biases, norms[0].eps, layers[0].negative_slope, given)
+    x, means, variances = fused.blocks(x, *_settings(layers), given)
     if not given:
-        for norm, mean, var in zip(norms, *moments, strict=True):
-            norm.tell(mean, var)
+        _tell(norms, means.unbind(), variances.unbind())
     return x
 
 
-def _fuse(blocks: list[Any]) -> bool:
-    """Whether the blocks are what they were built as, alike, and no hook waits in them."""
+def gradients(
+    blocks: Iterable[nn.Module], x: Tensor, above: Callable[[Tensor], Tensor | None]
+) -> dict[str, Tensor] | None:
+    """The gradients of a function of `through(blocks, x)` by the blocks' names of parameters, without a graph.
+
+    Args:
+        above: from the blocks' output to the function's gradient there; None gives up.
+
+    Returns:
+        None where they do not go as one function, normalise by statistics that they were given, `above` gave up, or
+        under `torch.func`.
+
+    Example:
+        >>> import torch
+        >>> found = gradients([Block(1, 8, True, 0.1)], torch.randn(5, 1, 8, 8), torch.ones_like)
+        >>> "0.conv.weight" in found if native.there() else found is None
+        True
+    """
+    layers: list[Any] = list(blocks)
+    if native.transformed() or not _fuse(layers, x) or layers[0].norm.given:
+        return None
+    found = fused.gradients(x, *_settings(layers), above)
+    if found is None:
+        return None
+    means, variances, weights, biases, shifts, filters = found
+    _tell([block.norm for block in layers], means, variances)
+    parts = {"conv.weight": filters, "conv.bias": shifts, "norm.weight": weights, "norm.bias": biases}
+    return {f"{i}.{name}": gradient for name, each in parts.items() for i, gradient in enumerate(each)}
+
+
+class _Settings(NamedTuple):
+    """What `fused` wants to know of blocks."""
+
+    filters: list[Tensor]
+    shifts: list[Tensor | None]
+    weights: list[Tensor | None]
+    biases: list[Tensor | None]
+    eps: float
+    slope: float
+
+
+def _settings(blocks: list[Any]) -> _Settings:
+    convs, norms = [block.conv for block in blocks], [block.norm for block in blocks]
+    vectors = [conv.bias for conv in convs], [norm.weight for norm in norms], [norm.bias for norm in norms]
+    return _Settings([conv.weight for conv in convs], *vectors, norms[0].eps, blocks[0].negative_slope)
+
+
+def _tell(norms: Sequence[Any], means: Sequence[Tensor], variances: Sequence[Tensor]) -> None:
+    for norm, mean, var in zip(norms, means, variances, strict=True):
+        norm.tell(mean, var)
+
+
+def _fuse(blocks: list[Any], x: Tensor) -> bool:
+    """Whether the blocks are what they were built as, alike, no hook waits in them, and kernels take them all."""
     return all(type(block) is Block and _plain(block, block.conv, block.norm) for block in blocks) and (
         len({(block.norm.eps, block.negative_slope, block.norm.given is None) for block in blocks}) == 1
         and not _has_any_global_hook()
+        and native.takes_blocks(x, [block.conv.weight for block in blocks])
     )
 
 
@@ -104,6 +151,11 @@ def _plain(block: nn.Module, conv: Any, norm: Any) -> bool:
         type(conv) is Conv2d
         and (conv.kernel_size, conv.stride, conv.padding) == ((3, 3), (1, 1), (1, 1))
         and getattr(norm, "fuses", False)
-        and not any(getattr(layer, hooks) for layer in (block, conv, norm) for hooks in HOOKS)
-        and not any("forward" in vars(layer) for layer in (block, conv, norm))
+        and all(map(untouched, (block, conv, norm)))
     )
+
+
+def untouched(layer: nn.Module) -> bool:
+    """Whether a call of the layer is one of the `forward` of its class: without hooks, without one of its own."""
+    own = vars(layer)
+    return not any(own[hooks] for hooks in HOOKS) and "forward" not in own

@@ -1,12 +1,13 @@
 """The four-block convolutional network of the few-shot literature."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from fewstep.errors import BadInput, unknown
-from fewstep.models.block import Block, through
+from fewstep.models import native
+from fewstep.models.block import Block, gradients, through, untouched
 
 
 class Conv4(nn.Module):
@@ -84,11 +85,54 @@ class Conv4(nn.Module):
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, x: Tensor) -> Tensor:
+        x = through(self.blocks, self._images(x))
+        return self.head(x.flatten(1) if self.pool else x.mean((2, 3)))
+
+    def cross_entropy_gradients(self, x: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]] | None:
+        """The mean cross-entropy and its gradients by name of the parameters, in closed form: there is no graph.
+
+        Args:
+            x: (N, channels, height, width). labels: (N,).
+
+        Returns:
+            None where `forward` and torch must be asked: without kernels, with hooks or other layers, where a label has
+            no output.
+
+        Example:
+            >>> from fewstep.models import native
+            >>> model = Conv4(ways=5)
+            >>> found = model.cross_entropy_gradients(torch.randn(5, 1, 28, 28), torch.arange(5))
+            >>> set(found[1]) == {name for name, _ in model.named_parameters()} if native.there() else found is None
+            True
+        """
+        head: Any = self.head
+        if not (type(self) is Conv4 and type(head) is nn.Linear and untouched(self) and untouched(head) and self.pool):
+            return None
+        loss = d_weight = d_bias = x
+
+        def above(h: Tensor) -> Tensor | None:
+            nonlocal loss, d_weight, d_bias
+            if not native.takes_head(h, labels, head.weight, head.bias):
+                return None
+            loss, d_h, d_weight, d_bias = native.head(h, labels, head.weight, head.bias)
+            return None if loss.isnan() else d_h
+
+        found = gradients(self.blocks, self._images(x), above)
+        if found is None:
+            return None
+        own = {f"blocks.{name}": gradient for name, gradient in found.items()}
+        return loss, own | {"head.weight": d_weight, "head.bias": d_bias}
+
+    def _images(self, x: Tensor) -> Tensor:
+        """Images as the blocks take them.
+
+        Raises:
+            BadInput: others than the network was built for.
+        """
         if x.shape[1:] != self.image_shape:
             built, given = ("×".join(map(str, shape)) for shape in (self.image_shape, x.shape[1:]))
             raise BadInput(f"this Conv4 was built for images of {built}; it was given {given}")
         if x.shape[1] == 1:
             # With one channel both layouts are one, and only the strides can tell torch which is meant.
             x = x.reshape(x.shape[0], *x.shape[2:], 1).movedim(-1, 1)
-        x = through(self.blocks, x)
-        return self.head(x.flatten(1) if self.pool else x.mean((2, 3)))
+        return x

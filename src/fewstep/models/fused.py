@@ -1,7 +1,7 @@
 """Blocks of convolution, batch norm, max-pooling and activation as one function, two derivatives in closed form."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -52,6 +52,22 @@ def blocks(
         >>> (blocks(x, filters, none, none, none, 1e-5, 0.01)[0] if taken else x[..., :2, :2]).shape[2:]
         torch.Size([2, 2])
     """
+    settings = Settings(eps, slope, keep=torch.is_grad_enabled())
+    if given and settings.keep:
+        raise ValueError("given statistics have no derivatives here: call blocks under torch.no_grad()")
+    count = len(filters)
+    y, _, moments, *_ = _Blocks.apply(x, *_rows(filters, shifts, weights, biases, given), *filters, settings)
+    return y, moments[:count], moments[count : 2 * count]
+
+
+def _rows(
+    filters: Sequence[Tensor],
+    shifts: Sequence[Tensor | None],
+    weights: Sequence[Tensor | None],
+    biases: Sequence[Tensor | None],
+    given: Sequence[tuple[Tensor, Tensor]] | None,
+) -> tuple[Tensor, Tensor | None]:
+    """`vectors` and `given` as `native.blocks` takes them."""
     first, count = filters[0], len(filters)
     if any(len(each) != count for each in (shifts, weights, biases, given or filters)):
         raise ValueError(f"{count} blocks need as many filters, shifts, weights, biases and statistics")
@@ -59,17 +75,42 @@ def blocks(
     for vector in (*shifts, *weights, *biases, *statistics):
         if vector is not None and not native.fits(vector, first):
             raise ValueError(
-                f"the convolution gives {len(first)} channels of {x.dtype} on {x.device}; its bias or the norm after "
-                f"it has {tuple(vector.shape)} of {vector.dtype} on {vector.device}"
+                f"the convolution gives {len(first)} channels of {first.dtype} on {first.device}; its bias or the norm "
+                f"after it has {tuple(vector.shape)} of {vector.dtype} on {vector.device}"
             )
-    if given and torch.is_grad_enabled():
-        raise ValueError("given statistics have no derivatives here: call blocks under torch.no_grad()")
-    ones, zeros = (x.new_full((len(first),), value) for value in (1.0, 0.0))
-    rows = [ones if t is None else t for t in weights] + [zeros if t is None else t for t in (*biases, *shifts)]
-    settings = Settings(eps, slope, keep=torch.is_grad_enabled())
-    fixed = torch.stack(statistics) if given else None
-    y, _, moments, *_ = _Blocks.apply(x, torch.stack(rows), fixed, *filters, settings)
-    return y, moments[:count], moments[count : 2 * count]
+    rows = [first.new_ones(len(first)) if t is None else t for t in weights]
+    rows += [first.new_zeros(len(first)) if t is None else t for t in (*biases, *shifts)]
+    return torch.stack(rows), torch.stack(statistics) if given else None
+
+
+def gradients(
+    x: Tensor,
+    filters: Sequence[Tensor],
+    shifts: Sequence[Tensor | None],
+    weights: Sequence[Tensor | None],
+    biases: Sequence[Tensor | None],
+    eps: float,
+    slope: float,
+    above: Callable[[Tensor], Tensor | None],
+) -> tuple[Sequence[Tensor], ...] | None:
+    """The gradients of a function of h_B, without a graph; `blocks` says what is given.
+
+    Args:
+        above: from h_B to the function's gradient there; None gives up, and so does this.
+
+    Returns:
+        Lists by block: the means and variances that `blocks` gives; gradients of γ, of β, of the shifts and of W.
+    """
+    vectors, _ = _rows(filters, shifts, weights, biases, None)
+    y, inner, moments, z, corner = native.blocks(x, vectors, None, filters, eps, slope, 1, keep=True)
+    a = above(y)
+    if a is None:
+        return None
+    _, d_vectors, _, *d_filters = native.blocks_first(
+        a, None, x, vectors, inner, moments, z, corner, filters, slope, 1, of_x=False
+    )
+    rows, count = (*moments.unbind()[: 2 * len(filters)], *d_vectors.unbind()), len(filters)
+    return *(rows[at : at + count] for at in range(0, len(rows), count)), d_filters
 
 
 @dataclass(frozen=True)

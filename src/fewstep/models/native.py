@@ -60,6 +60,7 @@ SIGNATURES = {  # a letter for each argument: pointer, integer, number
     "blocks": "pppddi" + "p" * 5 + "i" * 7,
     "blocks_first": "p" * 9 + "d" + "p" * 5 + "i" * 7,
     "blocks_second": "p" * 13 + "d" + "p" * 7 + "i" * 7,
+    "head": "p" * 8 + "i" * 4,
 }
 KINDS = {"p": ctypes.c_void_p, "i": ctypes.c_int64, "d": ctypes.c_double}
 
@@ -107,6 +108,11 @@ def takes_blocks(x: Tensor, filters: Sequence[Tensor]) -> bool:
         and all(w.shape == (wide, wide, 3, 3) and type(w) in (Tensor, nn.Parameter) for w in others)
         and all((w.dtype, w.device) == (first.dtype, first.device) for w in others)
     )
+
+
+def transformed() -> bool:
+    """Whether `torch.func` looks on: tensors may then have no memory that a kernel could read."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def fits(vector: Tensor, filters: Tensor) -> bool:
@@ -281,6 +287,30 @@ def blocks_second(
     room = _rows(x, s.pixels(0) * (1 if u_x is None and not of_x else 2), s)
     _call("blocks_second", x.dtype, *cotangents, *given, slope, *results, room, *s)
     return g_a, g_a_inner, g_x, g_vectors, g_inner, *g_filters
+
+
+def takes_head(h: Tensor, labels: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether `head` can be called after blocks that kernels took."""
+    return (
+        bias is not None
+        and (labels.dtype, labels.device, labels.shape) == (torch.int64, h.device, h.shape[:1])
+        and (weight.shape[1:], bias.shape) == ((h[0].numel(),), weight.shape[:1])
+        and all(
+            type(t) in (Tensor, nn.Parameter) and (t.dtype, t.device) == (h.dtype, h.device) for t in (weight, bias)
+        )
+    )
+
+
+def head(h: Tensor, labels: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
+    """The mean cross-entropy of V flatten(h) + c, and its gradients: of maps h, of V and of c.
+
+    The loss is no number where a label has no output; the rest is then empty memory.
+    """
+    h, labels, weight, bias = _last(h), labels.contiguous(), weight.contiguous(), bias.contiguous()
+    results = h.new_empty(()), torch.empty_like(h), torch.empty_like(weight), torch.empty_like(bias)
+    n, channels, height, width = h.shape
+    _call("head", h.dtype, h, labels, weight, bias, *results, n, height * width, channels, len(weight))
+    return results
 
 
 def _dense(*tensors: Tensor | None) -> Any:

@@ -4,6 +4,7 @@
 // functions at the end, by ctypes.
 
 #include "blocks.h"
+#include "head.h"
 
 using fewstep::Size;
 
@@ -41,6 +42,10 @@ Size built_from() { return BUILT_FROM; }  // a checksum of these files
     fewstep::blocks_second<T>(u_x, u_vectors, u_filters, a, x, vectors, inner, moments, z, corner, filters, d_vectors, \
                               d_inner, slope, g_a, g_a_inner, g_x, g_vectors, g_inner, g_filters, room,                \
                               {count, {n, h, width, in, out, groups}});                                                \
+  }                                                                                                                    \
+  void head_##S(const T *h, const Size *labels, const T *weight, const T *bias, T *loss, T *d_h, T *d_weight,          \
+                T *d_bias, Size images, Size pixels, Size channels, Size ways) {                                       \
+    fewstep::head<T>(h, labels, weight, bias, loss, d_h, d_weight, d_bias, images, pixels, channels, ways);            \
   }
 FUNCTIONS(float, f32)
 FUNCTIONS(double, f64)

@@ -32,12 +32,6 @@ INLINE void patches(const Sizes &s, const T *x, Size channels, Size pixel, Size 
     gather(3 * channels);
 }
 
-template <class T>
-INLINE void transpose(const T *a, Size rows, Size columns, T *out) {
-  for (Size i = 0; i < rows; i++)
-    for (Size j = 0; j < columns; j++) out[j * rows + i] = a[i * columns + j];
-}
-
 // Σ_p w_p ∗ x_p + bias, an image at a time
 template <class T>
 struct Patchwise {

@@ -54,4 +54,10 @@ INLINE void product(Size rows, Size columns, Size depth, const T *a, Size row, S
   if (j < columns) column<T, 1>(rows, depth, a, row, deep, b + j, ldb, c + j, ldc, add);
 }
 
+template <class T>
+INLINE void transpose(const T *a, Size rows, Size columns, T *out) {
+  for (Size i = 0; i < rows; i++)
+    for (Size j = 0; j < columns; j++) out[j * rows + i] = a[i * columns + j];
+}
+
 }  // namespace fewstep

@@ -1,0 +1,176 @@
+"""A step in closed form is a step by autograd, and is left to autograd wherever something else may be meant."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import fewstep
+from fewstep.metalearning.inner_loop import closed_form, first_order
+from fewstep.models import Conv4, native
+
+pytestmark = pytest.mark.skipif(
+    not native.takes(torch.zeros(1, 1, 4, 4), torch.zeros(8, 1, 3, 3)), reason="no compiled kernels here"
+)
+
+
+def learner(name="maml", loss=F.cross_entropy, model=None, **options):
+    torch.manual_seed(3)
+    return fewstep.Learner(
+        model or Conv4(**{"ways": 3, "filters": 8, "image_size": 16} | options), fewstep.preset(name), loss
+    )
+
+
+def task(ways=3, shots=2, channels=1, size=(16, 16), dtype=torch.float32):
+    torch.manual_seed(4)
+    return torch.randn(ways * shots, channels, *size, dtype=dtype), torch.arange(ways).repeat(shots)
+
+
+def found(made, x, y):
+    """What the learner's model gives for an inner step from its parameters."""
+    forward, meta = made._forward, made.frozen()
+    return forward.cross_entropy_gradients(meta.model, set(made.adapted), x, y)
+
+
+def after(made, gradient, x, y, steps=3):
+    inner, meta = made.inner_loop("batch", sharp=True), made.frozen()
+    with torch.no_grad():
+        *_, last = inner.adapt(meta, x, y, steps, gradient)
+    return last
+
+
+SHAPES = [
+    {"ways": 3, "filters": 8, "image_size": 16},
+    {"ways": 7, "filters": 16, "image_size": (37, 18), "channels": 3},  # pixels that no window holds; a wide head
+    {"ways": 2, "filters": 8, "image_size": 9, "blocks": 1, "negative_slope": 0.0},
+    {"ways": 2, "filters": 8, "image_size": 12, "channels": 8, "blocks": 2},
+]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("name", ["maml", "maml++", "meta-sgd", "sharp-maml-both"])
+def test_steps_in_closed_form_are_those_of_autograd(name, shape):
+    made = learner(name, **shape).double()
+    size = shape["image_size"] if isinstance(shape["image_size"], tuple) else (shape["image_size"],) * 2
+    given = task(shape["ways"], 2, shape.get("channels", 1), size, torch.float64)
+    assert found(made, *given)
+    own, torchs = after(made, closed_form, *given), after(made, first_order, *given)
+    torch.testing.assert_close(own, torchs, rtol=1e-10, atol=1e-12)
+
+
+def test_the_loss_and_its_gradients_match_finite_differences():
+    made, (x, y) = learner().double(), task(dtype=torch.float64)
+    model, meta = made.model, made.frozen().model
+    gradients, loss, _ = found(made, x, y)
+    torch.testing.assert_close(loss, F.cross_entropy(model(x), y))
+    for name, tensor in meta.items():
+        if name in gradients:
+            direction = torch.randn_like(tensor)
+            ends = [F.cross_entropy(torch.func.functional_call(model, meta | {name: tensor + e * direction}, x), y)
+                    for e in (1e-6, -1e-6)]  # fmt: skip
+            slope = (ends[0] - ends[1]) / 2e-6
+            torch.testing.assert_close((gradients[name] * direction).sum(), slope, rtol=1e-4, atol=1e-7)
+
+
+def test_adapting_goes_in_closed_form_and_with_all_threads_alike(monkeypatch):
+    made, given = learner("maml++"), task()
+    monkeypatch.setattr(type(made._forward), "__call__", None)  # the model is not called
+    monkeypatch.setattr(made, "check", lambda *_: None)
+    threads = torch.get_num_threads()
+    try:
+        weights = []
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            weights.append(made.adapt(*given, statistics="batch").parameters)
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+class Doubled(Conv4):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+class Tied(Conv4):
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.blocks[2].conv.weight = self.blocks[1].conv.weight
+
+
+def hooked(model, layer):
+    model.get_submodule(layer).register_forward_hook(lambda *_: None)
+    return model
+
+
+def with_head(head):
+    model = Conv4(ways=3, filters=8, image_size=16)
+    model.head = head
+    return model
+
+
+OTHERS = {
+    "a forward of its own": lambda: Doubled(ways=3, filters=8, image_size=16),
+    "tied filters": lambda: Tied(ways=3, filters=8, image_size=16),
+    "a hook on the model": lambda: hooked(Conv4(ways=3, filters=8, image_size=16), ""),
+    "a hook on the head": lambda: hooked(Conv4(ways=3, filters=8, image_size=16), "head"),
+    "a hook in a block": lambda: hooked(Conv4(ways=3, filters=8, image_size=16), "blocks.1.conv"),
+    "another head": lambda: with_head(nn.Sequential(nn.Linear(8, 3), nn.Tanh())),
+    "a head without bias": lambda: with_head(nn.Linear(8, 3, bias=False)),
+    "strides": lambda: Conv4(ways=3, filters=8, image_size=17, downsample="stride"),
+    "no vector's worth of filters": lambda: Conv4(ways=3, filters=3, image_size=16),
+}
+
+
+@pytest.mark.parametrize("model", OTHERS.values(), ids=OTHERS)
+def test_other_models_step_by_autograd(model):
+    made = learner(model=model())
+    given = task(size=(17, 17) if made.model.image_shape[1] == 17 else (16, 16))
+    assert not found(made, *given)
+    torch.testing.assert_close(after(made, closed_form, *given), after(made, first_order, *given), rtol=0, atol=0)
+
+
+def smoothed(output, target):
+    return F.cross_entropy(output, target, label_smoothing=0.5)
+
+
+def test_another_loss_or_few_adapted_parameters_or_given_statistics_go_by_autograd(monkeypatch):
+    given = task()
+    anil, other, bf16 = learner("anil"), learner(loss=smoothed), learner()
+    bf16.precision = "bf16"
+    assert not found(anil, *given)
+    assert not found(bf16, *given)
+    assert found(other, *given)  # the model has a formula, but not of this loss
+    torch.testing.assert_close(after(other, closed_form, *given), after(other, first_order, *given), rtol=0, atol=0)
+    running, plain = learner("maml++"), Conv4.cross_entropy_gradients
+    running.method = running.method.replace(norm__statistics="running")
+    monkeypatch.setattr(Conv4, "cross_entropy_gradients", lambda *_: pytest.fail("statistics were given"))
+    running.adapt(*given)
+    monkeypatch.setattr(Conv4, "cross_entropy_gradients", plain)
+
+
+def test_labels_without_an_output_are_left_to_torch():
+    made, (x, y) = learner(), task()
+    for label in (3, -1, -100):
+        y[0] = label
+        assert found(made, x, y) is None
+    own, torchs = (after(made, gradient, x, y, 1) for gradient in (closed_form, first_order))  # −100 is ignored
+    torch.testing.assert_close(own, torchs, rtol=0, atol=0)
+    assert found(made, x, y.float()) is None
+    assert found(made, x, y[:-1]) is None
+
+
+def test_numbers_that_are_none_are_left_to_torch():
+    made, (x, y) = learner(), task()
+    x[0, 0, 0, 0] = torch.nan
+    assert found(made, x, y) is None
+    assert after(made, closed_form, x, y, 1).support_loss.isnan()
+
+
+def test_transforms_see_through_torchs_operators():
+    model, (x, y) = Conv4(ways=3, filters=8, image_size=16), task()
+    seen = []
+    torch.func.vmap(lambda x: seen.append(model.cross_entropy_gradients(x, y)) or x.sum())(x[None])
+    torch.func.grad(lambda x: seen.append(model.cross_entropy_gradients(x, y)) or x.sum())(x)
+    assert seen == [None, None]
+    assert model.cross_entropy_gradients(x, y)
