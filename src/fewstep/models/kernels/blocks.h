@@ -62,7 +62,7 @@ struct Rows {
   INLINE T *operator[](int kind) const { return vectors ? vectors + (kind * b.count + block) * b.channels() : nullptr; }
 };
 
-// The first block of images with few channels goes image by image, with the maps of one image at a time in the cache,
+// The first block of images with few channels goes strip by strip, with the maps of one strip at a time in the cache,
 // as far as they need not stay.
 
 // Where `corner` is null nothing is kept for a derivative, and z is room for the maps of one block, or none for the
@@ -82,14 +82,14 @@ void blocks(const T *x, const T *vectors, const T *const *filters, T eps, T slop
     };
     if (b[i].in < W<T>) {
       const Patchwise<T> convolution(1, &x, filters + i, nullptr, b[i]);
-      norm([&](Size n) {
-        T *to = corner ? maps + n * s.image() : scratch<T, IMAGE>(s.image());
-        convolution.image(n, to);
+      norm([&](Size n, Size i) {
+        T *to = corner ? maps + n * s.image() + s.strip(i) : scratch<T, STRIP>(s.strip(1));
+        convolution.rows(n * s.height + 2 * i, s.rows(i), to);
         return to;
       });
     } else {
       convolve<T>(1, &x, filters + i, nullptr, maps, false, b[i]);
-      norm([&](Size n) { return maps + n * s.image(); });
+      norm([&](Size n, Size i) { return maps + n * s.image() + s.strip(i); });
     }
     for (Size c = 0; !given && c < b.channels(); c++) m[SHIFTED_MEAN][c] = m[MEAN][c] + own[SHIFT][c];
     x = out;
@@ -116,12 +116,14 @@ void blocks_first(const T *a, const T *a_inner, const T *x, const T *vectors, co
     };
     T *down = i ? d_inner + b.after(i - 1) : dx;
     if (!down && b[i].in < W<T>) {
-      const PatchwiseGradient<T> gradient(b[i], s.images);
-      norm([&](Size) { return scratch<T, IMAGE>(s.image()); },
-           [&](Size n, const T *dz) { gradient.image(n, in, dz, n, false); });
+      const PatchwiseGradient<T> gradient(b[i], s.parts());
+      norm([&](Size, Size) { return scratch<T, STRIP>(s.strip(1)); },
+           [&](Size part, Size n, Size i, const T *dz) {
+             gradient.rows(n * s.height + 2 * i, s.rows(i), in, dz, part, i > s.first(part));
+           });
       gradient.finish(d_filters[i]);
     } else {
-      norm([&](Size n) { return room + n * s.image(); }, [](Size, const T *) {});
+      norm([&](Size n, Size i) { return room + n * s.image() + s.strip(i); }, [](Size, Size, Size, const T *) {});
       correlate<T>(1, &in, &dz, d_filters[i], b[i]);
       if (down) convolve<T>(1, &dz, filters + i, nullptr, down, true, b.turned(i));
     }
@@ -169,26 +171,28 @@ void blocks_second(const T *u_x, const T *u_vectors, const T *const *u_filters, 
     }
     if (!u && !g_in && b[i].in < W<T>) {
       const Patchwise<T> convolution(u_w != nullptr, given + 1, through + 1, nullptr, b[i]);
-      const PatchwiseGradient<T> gradient(b[i], s.images);
+      const PatchwiseGradient<T> gradient(b[i], s.parts());
       norm(
-          [&](Size n, T *u_z) {
+          [&](Size n, Size i, T *u_z) {
             if (u_w)
-              convolution.image(n, u_z);
+              convolution.rows(n * s.height + 2 * i, s.rows(i), u_z);
             else
-              std::fill(u_z, u_z + s.image(), T(0));
+              std::fill(u_z, u_z + s.rows(i) * s.width * s.channels, T(0));
           },
-          [&](Size n, const T *g_z) { gradient.image(n, in, g_z, n, false); });
+          [&](Size part, Size n, Size i, const T *g_z) {
+            gradient.rows(n * s.height + 2 * i, s.rows(i), in, g_z, part, i > s.first(part));
+          });
       gradient.finish(g_filters[i]);
     } else {
       if (u || u_w)
         convolve<T>((u != nullptr) + (u_w != nullptr), given + !u, through + !u, nullptr, g_z, false, b[i]);
       else
         std::fill(g_z, g_z + b.map(i), T(0));
-      norm([](Size, const T *) {}, [](Size, const T *) {});
+      norm([](Size, Size, T *) {}, [](Size, Size, Size, const T *) {});
       if (u || (u_w && g_in))  // cheaper to compute again than to keep
         pool_norm_first<T>(
             of_out, maps, own[WEIGHT], own[BIAS], corners, m[MEAN], m[RSTD], d[WEIGHT], d[BIAS], slope,
-            [&](Size n) { return dz + n * s.image(); }, [](Size, const T *) {}, s);
+            [&](Size n, Size i) { return dz + n * s.image() + s.strip(i); }, [](Size, Size, Size, const T *) {}, s);
       const T *inputs[2] = {in, u}, *outputs[2] = {g_z, dz};
       if (g_in) convolve<T>(1 + (u_w != nullptr), outputs, through, nullptr, g_in, true, b.turned(i));
       correlate<T>(1 + (u != nullptr), inputs, outputs, g_filters[i], b[i]);

@@ -5,34 +5,35 @@
 
 namespace fewstep {
 
-// The patches of a row of pixels, (width, 9 · channels), rows counted through all images.
-// `lines` is room for three rows with a margin.
+// Rows of an image with few channels, between margins of zeros: a patch is then three pieces, a line apart.
 template <class T>
-INLINE void patches(const Sizes &s, const T *x, Size channels, Size pixel, Size row, T *lines, T *out) {
-  Size line = (s.width + 2) * channels;
-  for (Size i = 0; i < 3; i++) {
-    T *to = lines + i * line;
-    Size y = row % s.height + i - 1;
-    std::fill(to, to + line, T(0));
-    if (y < 0 || y >= s.height) continue;
-    const T *from = x + (row + i - 1) * s.width * pixel;
-    for (Size j = 0; j < s.width; j++)
-      for (Size c = 0; c < channels; c++) to[(j + 1) * channels + c] = from[j * pixel + c];
-  }
-  auto gather = [&](Size around) __attribute__((always_inline)) {
-    for (Size j = 0; j < s.width; j++)
-      for (Size i = 0; i < 3; i++, out += around)
-        for (Size c = 0; c < around; c++) out[c] = lines[i * line + j * channels + c];
-  };
-  if (channels == 1)
-    gather(3);  // a number known to the compiler
-  else if (channels == 3)
-    gather(9);
-  else
-    gather(3 * channels);
-}
+struct Lines {
+  Size line, piece;  // numbers
+  T *lines;
 
-// Σ_p w_p ∗ x_p + bias, an image at a time
+  // Those that the convolution reads for `count` rows from `row` on, rows counted through all images
+  INLINE Lines(const Sizes &s, const T *x, Size row, Size count)
+      : line((s.width + 2) * s.in), piece(3 * s.in), lines(scratch<T, TILES>((count + 2) * line)) {
+    const Size pixel = s.groups * s.in;
+    for (Size i = 0; i < count + 2; i++) {
+      T *to = lines + i * line;
+      const Size y = row % s.height + i - 1;
+      if (y < 0 || y >= s.height) {
+        std::fill(to, to + line, T(0));
+        continue;
+      }
+      std::fill(to, to + s.in, T(0));
+      std::fill(to + line - s.in, to + line, T(0));
+      const T *from = x + (row + i - 1) * s.width * pixel;
+      if (s.groups == 1)
+        std::copy(from, from + s.width * pixel, to + s.in);
+      else
+        for (Size j = 0; j < s.width; j++) std::copy(from + j * pixel, from + j * pixel + s.in, to + (j + 1) * s.in);
+    }
+  }
+};
+
+// Σ_p w_p ∗ x_p + bias, some rows at a time
 template <class T>
 struct Patchwise {
   Size pairs;
@@ -48,21 +49,20 @@ struct Patchwise {
         transpose(w[p] + g * depth * s.out, s.out, depth, filters + (p * s.groups + g) * depth * s.out);
   }
 
-  INLINE void row(Size row, T *y) const {
-    const Size in = s.in, out = s.out, depth = 9 * in;
-    T *block = scratch<T, TILES>(depth * s.width + 3 * (s.width + 2) * in);
-    for (Size g = 0; g < s.groups; g++, y += out) {
-      for (Size j = 0; bias && j < s.width; j++)
-        std::copy(bias + g * out, bias + (g + 1) * out, y + j * s.groups * out);
+  // Of one image: `count` rows from `row` on, rows counted through all images
+  INLINE void rows(Size row, Size count, T *y) const {
+    const Size out = s.out, wide = s.groups * out;
+    for (Size g = 0; g < s.groups; g++) {
+      for (Size j = 0; bias && j < count * s.width; j++)
+        std::copy(bias + g * out, bias + (g + 1) * out, y + j * wide + g * out);
       for (Size p = 0; p < pairs; p++) {
-        patches(s, x[p] + g * in, in, s.groups * in, row, block + depth * s.width, block);
-        product(s.width, out, depth, block, depth, 1, filters + (p * s.groups + g) * depth * out, out, y,
-                s.groups * out, bias || p > 0);
+        const Lines<T> in(s, x[p] + g * s.in, row, count);
+        for (Size i = 0; i < count; i++)
+          product<T>(s.width, out, {in.lines + i * in.line, s.in, 1, in.piece, 3, in.line},
+                     filters + (p * s.groups + g) * 9 * s.in * out, out, y + i * s.width * wide + g * out, wide,
+                     bias || p > 0);
       }
     }
-  }
-  INLINE void image(Size n, T *y) const {
-    for (Size i = 0; i < s.height; i++) row(n * s.height + i, y + i * s.width * s.groups * s.out);
   }
 };
 
@@ -70,7 +70,7 @@ template <class T>
 INLINE void patchwise(Size pairs, const T *const *x, const T *const *w, const T *bias, T *y, Sizes s) {
   const Patchwise<T> maps(pairs, x, w, bias, s);
 #pragma omp parallel for
-  for (Size row = 0; row < s.images * s.height; row++) maps.row(row, y + row * s.width * s.groups * s.out);
+  for (Size row = 0; row < s.images * s.height; row++) maps.rows(row, 1, y + row * s.width * s.groups * s.out);
 }
 
 // dw = Σ a ⋆ x over images and pairs, in `parts` that threads share out
@@ -84,16 +84,15 @@ struct PatchwiseGradient {
       : s(s), parts(parts), sums(scratch<T, GRADIENT>((parts + 1) * size())) {}
   Size size() const { return s.groups * 9 * s.in * s.out; }
 
-  // Of image n, whose gradients are `a`, to a part
-  INLINE void image(Size n, const T *x, const T *a, Size part, bool add) const {
-    const Size in = s.in, out = s.out, depth = 9 * in, wide = s.groups * out;
-    T *block = scratch<T, TILES>(depth * s.width + 3 * (s.width + 2) * in);
-    for (Size g = 0; g < s.groups; g++)
-      for (Size i = 0; i < s.height; i++) {
-        patches(s, x + g * in, in, s.groups * in, n * s.height + i, block + depth * s.width, block);
-        product(depth, out, s.width, block, 1, depth, a + i * s.width * wide + g * out, wide,
-                sums + part * size() + g * depth * out, out, add || i > 0);
-      }
+  // Of `count` rows of one image from `row` on, whose gradients are `a`, to a part
+  INLINE void rows(Size row, Size count, const T *x, const T *a, Size part, bool add) const {
+    const Size out = s.out, wide = s.groups * out;
+    for (Size g = 0; g < s.groups; g++) {
+      const Lines<T> in(s, x + g * s.in, row, count);
+      for (Size i = 0; i < 3; i++)
+        product<T>(in.piece, out, {in.lines + i * in.line, 1, s.in, s.width, count, in.line}, a + g * out, wide,
+                   sums + part * size() + (3 * g + i) * in.piece * out, out, add);
+    }
   }
   // In the order of the parts, whatever the number of threads
   INLINE void finish(T *dw) const {
@@ -106,12 +105,14 @@ struct PatchwiseGradient {
 
 template <class T>
 INLINE void patchwise_gradient(Size pairs, const T *const *x, const T *const *a, T *dw, Sizes s) {
-  const Size parts = std::min<Size>(s.images, 16), image = s.height * s.width * s.groups * s.out;
+  const Size parts = std::min<Size>(s.images, 16), row = s.width * s.groups * s.out;
   const PatchwiseGradient<T> gradient(s, parts);
 #pragma omp parallel for
-  for (Size part = 0; part < parts; part++)
-    for (Size begin = part * s.images / parts, n = begin; n < (part + 1) * s.images / parts; n++)
-      for (Size p = 0; p < pairs; p++) gradient.image(n, x[p], a[p] + n * image, part, n > begin || p > 0);
+  for (Size part = 0; part < parts; part++) {
+    const Size begin = part * s.images / parts * s.height, end = (part + 1) * s.images / parts * s.height;
+    for (Size i = begin; i < end; i++)
+      for (Size p = 0; p < pairs; p++) gradient.rows(i, 1, x[p], a[p] + i * row, part, i > begin || p > 0);
+  }
   gradient.finish(dw);
 }
 

@@ -10,7 +10,13 @@
 
 namespace fewstep {
 
-constexpr Size CHUNK = 24;  // tiles at a time: what they need stays in the second-level cache
+constexpr Size CHUNK = 24;  // tiles at a time, at most: what they need stays in the second-level cache
+
+// As many tiles at a time as give every thread some, by the six rows that a product takes at once
+inline Size chunk(Size tiles) {
+  const Size threads = omp_get_max_threads();
+  return std::min(CHUNK, (tiles + 6 * threads - 1) / (6 * threads) * 6);
+}
 
 // Sixteen matrices begin a cache line further apart than they are long: powers of two would share few lines.
 template <class T>
@@ -130,10 +136,13 @@ INLINE void filter_in(const T *w, Size channels, bool turned, Vec<T> (&u)[16]) {
 // Filters (filters, 3, 3, channels) -> (16, channels, filters), or turned: (16, filters, channels)
 template <class T>
 INLINE void filters_in(const T *w, Size filters, Size channels, bool turned, T *out) {
-  Size step = filters * channels;
+  Size step = apart<T>(filters * channels);
+  // Neighbours in memory one after the other, so that a cache line is written at once
+  const Size rows = (turned ? filters : channels) / W<T>, columns = (turned ? channels : filters) / W<T>;
 #pragma omp parallel for
-  for (Size k = 0; k < filters; k += W<T>)
-    for (Size c = 0; c < channels; c += W<T>) {
+  for (Size row = 0; row < rows; row++)
+    for (Size column = 0; column < columns; column++) {
+      const Size k = (turned ? row : column) * W<T>, c = (turned ? column : row) * W<T>;
       Vec<T> u[16], block[16][W<T>];  // W<T> channels of W<T> filters
       for (Size l = 0; l < W<T>; l++) {
         filter_in(w + (k + l) * 9 * channels + c, channels, turned, u);
@@ -153,7 +162,7 @@ INLINE void filters_in(const T *w, Size filters, Size channels, bool turned, T *
 // (16, channels, filters) -> Gᵀ u G, filters (filters, 3, 3, channels)
 template <class T>
 INLINE void filters_out(const T *u, Size filters, Size channels, T *w) {
-  Size step = filters * channels;
+  Size step = apart<T>(filters * channels);
 #pragma omp parallel for
   for (Size k = 0; k < filters; k += W<T>)
     for (Size c = 0; c < channels; c += W<T>) {
@@ -182,21 +191,23 @@ INLINE void filters_out(const T *u, Size filters, Size channels, T *w) {
 template <class T>
 INLINE void winograd(Size pairs, const T *const *x, const T *const *w, const T *bias, T *y, bool turned, Sizes z) {
   const Size in = z.in, out = z.out, maps_size = apart<T>(CHUNK * in), sums_size = apart<T>(CHUNK * out);
-  T *filters = scratch<T, FILTERS>(16 * pairs * in * out);
+  const Size filters_size = apart<T>(in * out), step = chunk(z.tiles());
+  T *filters = scratch<T, FILTERS>(16 * pairs * filters_size);
   for (Size g = 0; g < z.groups; g++) {
     for (Size p = 0; p < pairs; p++)
-      filters_in(w[p] + g * 9 * in * out, turned ? in : out, turned ? out : in, turned, filters + p * 16 * in * out);
+      filters_in(w[p] + g * 9 * in * out, turned ? in : out, turned ? out : in, turned,
+                 filters + p * 16 * filters_size);
 #pragma omp parallel for schedule(dynamic)
-    for (Size first = 0; first < z.tiles(); first += CHUNK) {
-      Size count = std::min(CHUNK, z.tiles() - first);
+    for (Size first = 0; first < z.tiles(); first += step) {
+      Size count = std::min(step, z.tiles() - first);
       T *maps = scratch<T, TILES>(16 * (maps_size + sums_size) + in), *sums = maps + 16 * maps_size,
         *zeros = sums + 16 * sums_size;
       std::fill(zeros, zeros + in, T(0));
       for (Size p = 0; p < pairs; p++) {
         maps_in(z, x[p] + g * in, in, z.groups * in, first, count, zeros, maps);
         for (Size i = 0; i < 16; i++)
-          product(count, out, in, maps + i * apart<T>(count * in), in, 1, filters + (p * 16 + i) * in * out, out,
-                  sums + i * apart<T>(count * out), out, p > 0);
+          product<T>(count, out, {maps + i * apart<T>(count * in), in, 1, in}, filters + (p * 16 + i) * filters_size,
+                     out, sums + i * apart<T>(count * out), out, p > 0);
       }
       maps_out(z, sums, out, bias ? bias + g * out : nullptr, y + g * out, z.groups * out, first, count);
     }
@@ -217,8 +228,8 @@ void filter_products(Size pairs, const T *const *x, const T *const *a, T *produc
       maps_in<T, BEGIN, END>(z, x[p] + g * in, in, z.groups * in, first, count, zeros, maps);
       gradients_in<T, BEGIN, END>(z, a[p] + g * out + begin, own, z.groups * out, first, count, zeros, gradients);
       for (Size i = 4 * BEGIN; i < 4 * END; i++)
-        product(in, own, count, maps + i * apart<T>(count * in), 1, in, gradients + i * apart<T>(count * own), own,
-                products + i * in * out + begin, out, p + first > 0);
+        product<T>(in, own, {maps + i * apart<T>(count * in), 1, in, count}, gradients + i * apart<T>(count * own), own,
+                   products + i * apart<T>(in * out) + begin, out, p + first > 0);
     }
 }
 
@@ -232,7 +243,7 @@ INLINE void winograd_gradient(Size pairs, const T *const *x, const T *const *a, 
   static constexpr decltype(&filter_products<T, 0, 4>) of_rows[] = {
       filter_products<T, 0, 4>, filter_products<T, 0, 2>, filter_products<T, 2, 4>, filter_products<T, 0, 1>,
       filter_products<T, 1, 2>, filter_products<T, 2, 3>, filter_products<T, 3, 4>};
-  T *products = scratch<T, FILTERS>(16 * in * out);
+  T *products = scratch<T, FILTERS>(16 * apart<T>(in * out));
   for (Size g = 0; g < z.groups; g++) {
 #pragma omp parallel for
     for (Size t = 0; t < rows * parts; t++) {
