@@ -141,7 +141,7 @@ def test_adapting_and_predicting_make_the_kernel_calls_counted_by_hand(statistic
     monkeypatch.setattr(native, "_call", noting)
     predictor = made.adapt(batch.support_x[0], batch.support_y[0], steps=2, statistics=statistics)
     predictor(batch.query_x[0])
-    step = [("blocks", True), ("head", False), ("blocks_first", False)]
+    step = [("gradients", False)]
     assert called == 2 * step + (2 if statistics == "support" else 1) * [("blocks", False)]
 
 

@@ -6,9 +6,11 @@ from torch import nn
 from torch.nn import functional as F
 
 import fewstep
-from fewstep.metalearning.inner_loop import closed_form, first_order
+from fewstep.metalearning.inner_loop import InnerLoop, first_order
+from fewstep.methods.rules import Sgd
 from fewstep.models import Conv4, native
 
+closed_form = InnerLoop.closed_form
 pytestmark = pytest.mark.skipif(
     not native.takes(torch.zeros(1, 1, 4, 4), torch.zeros(8, 1, 3, 3)), reason="no compiled kernels here"
 )
@@ -29,13 +31,14 @@ def task(ways=3, shots=2, channels=1, size=(16, 16), dtype=torch.float32):
 def found(made, x, y):
     """What the learner's model gives for an inner step from its parameters."""
     forward, meta = made._forward, made.frozen()
-    return forward.cross_entropy_gradients(meta.model, set(made.adapted), x, y)
+    formula = forward.cross_entropy_gradients(made.adapted, x, y)
+    return formula and formula(meta.model)
 
 
 def after(made, gradient, x, y, steps=3):
     inner, meta = made.inner_loop("batch", sharp=True), made.frozen()
     with torch.no_grad():
-        *_, last = inner.adapt(meta, x, y, steps, gradient)
+        *_, last = inner.adapt(meta, x, y, steps, inner.closed_form(x, y) if gradient is closed_form else gradient)
     return last
 
 
@@ -169,8 +172,34 @@ def test_numbers_that_are_none_are_left_to_torch():
 
 def test_transforms_see_through_torchs_operators():
     model, (x, y) = Conv4(ways=3, filters=8, image_size=16), task()
-    seen = []
-    torch.func.vmap(lambda x: seen.append(model.cross_entropy_gradients(x, y)) or x.sum())(x[None])
-    torch.func.grad(lambda x: seen.append(model.cross_entropy_gradients(x, y)) or x.sum())(x)
+    parameters, seen = dict(model.named_parameters()), []
+    torch.func.vmap(lambda x: seen.append(model.cross_entropy_gradients(x, y)(parameters)) or x.sum())(x[None])
+    torch.func.grad(lambda x: seen.append(model.cross_entropy_gradients(x, y)(parameters)) or x.sum())(x)
     assert seen == [None, None]
-    assert model.cross_entropy_gradients(x, y)
+    assert model.cross_entropy_gradients(x, y)(parameters)
+
+
+def test_a_tensor_that_is_no_parameter_is_left_to_torch():
+    model, given = Conv4(ways=3, filters=8, image_size=16), task()
+    assert model.cross_entropy_gradients(*given)
+    weight = model.blocks[1].norm.weight.detach()
+    del model.blocks[1].norm.weight
+    model.blocks[1].norm.weight = weight
+    assert model.cross_entropy_gradients(*given) is None
+
+
+def test_a_predictor_shares_no_memory_with_its_learner():
+    """Not even where a rule leaves some of the adapted weights as they are, or no step is taken."""
+
+    class Lazy(Sgd):
+        def update(self, fast, gradients, rates, step):  # noqa: ARG002
+            return dict(fast) | {"head.weight": fast["head.weight"] - gradients["head.weight"]}
+
+    made, given = learner(), task()
+    made.method = made.method.replace(rule=Lazy())
+    for steps in (0, 2):
+        for statistics in ("batch", "running", "support"):
+            predictor = made.adapt(*given, steps=steps, statistics=statistics)
+            kept = [*predictor.parameters.values(), *(t for m in (predictor._given or {}).values() for t in m)]
+            own = {t.untyped_storage()._cdata for t in (*made.parameters(), *made.buffers())}
+            assert not own & {t.untyped_storage()._cdata for t in kept}

@@ -9,7 +9,7 @@ import contextlib
 import copy
 import itertools
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -187,6 +187,7 @@ class Functional:
         self._training = (False,) * len(list(self.twin.modules()))
         self._attention: bool | None = None  # whether the model has any; found out at the first call
         self._draws: dict[tuple[bool, ...], bool] = {}  # whether it draws random numbers, by what is in training mode
+        self._formula_for: dict[tuple[str, ...], bool] = {}  # whether to ask the model for gradients of these
         self._lock = threading.RLock()
         self._idle: list[_Twin] = []  # as many as calls ever were under way at once
 
@@ -268,28 +269,36 @@ class Functional:
         return output, seen
 
     def cross_entropy_gradients(
-        self, parameters: dict[str, Tensor], names: set[str], x: Any, labels: Tensor
-    ) -> tuple[dict[str, Tensor], Tensor, Statistics] | None:
-        """Gradients of the mean cross-entropy by name, the loss and the statistics seen, if the model has a formula.
+        self, names: tuple[str, ...], x: Any, labels: Tensor
+    ) -> Callable[[dict[str, Tensor]], tuple[dict[str, Tensor], Tensor, Statistics] | None] | None:
+        """From parameters to gradients of the mean cross-entropy by name, the loss and the statistics seen, by formula.
 
-        A model has one in a method `cross_entropy_gradients(x, labels)`, which gives the loss and the gradient of every
-        parameter, or None where it cannot now. It is not asked where tensors are tied or less than half is wanted.
+        A model that has a formula has a method `cross_entropy_gradients(x, labels)`, which gives it as a function of
+        the parameters: to the loss, the gradient of every parameter, and mean and variance by name of the norm; or None
+        where it does not hold. It is not asked where tensors are tied or less than half of all numbers is wanted.
         """
-        wanted, all_of_them = (
-            sum(t.numel() for t in ts) for ts in ([parameters[n] for n in names], parameters.values())
-        )
-        if self.precision == "bf16" or isinstance(x, tuple) or 2 * wanted < all_of_them:
+        if names not in self._formula_for:
+            slots = list(_slots(self.twin))
+            sizes = {slot.name: slot.empty.numel() for slot in slots}
+            enough = len(sizes) == len(slots) and 2 * sum(sizes[name] for name in names) >= sum(sizes.values())
+            self._formula_for[names] = enough and hasattr(self.twin, "cross_entropy_gradients")
+        if not self._formula_for[names] or self.precision == "bf16" or isinstance(x, tuple):
             return None
+        model: Any
         with self._idle_twin() as twin:
-            of_all = getattr(twin.module, "cross_entropy_gradients", None)
-            if of_all is None or len({slot.name for slot in twin.slots}) < len(twin.slots):
-                return None
-            with _filled(twin, parameters) as seen:
-                found = of_all(x, labels)
-        if found is None:
+            model = twin.module
+            formula = model.cross_entropy_gradients(x, labels)
+        if formula is None:
             return None
-        loss, gradients = found
-        return {name: gradients[name] for name in names}, loss, seen
+
+        def gradients(parameters: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor, Statistics] | None:
+            found = formula(parameters)
+            if found is None:
+                return None
+            loss, of_all, moments = found
+            return {n: of_all[n] for n in names}, loss, {n: Moments(*each) for n, each in moments.items()}
+
+        return gradients
 
     def not_twice_differentiable(self, parameters: dict[str, Tensor], x: Any) -> str | None:
         """The innermost layer that torch cannot differentiate twice, with the reason; None where there is none."""

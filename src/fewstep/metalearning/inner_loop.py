@@ -78,14 +78,6 @@ def first_order(f: Callable, fast: Parameters) -> tuple[Parameters, Tensor, Any]
     return dict(zip(fast, gradients, strict=True)), loss.detach(), seen
 
 
-def closed_form(f: SupportLoss, fast: Parameters) -> tuple[Parameters, Tensor, Any]:
-    """`first_order` by the model's own formula, where it has one for the loss: equal to rounding, and sooner done."""
-    found = None
-    if f.loss is cross_entropy and f.given is None:
-        found = f.forward.cross_entropy_gradients(f.view | fast, set(fast), f.x, f.y)
-    return found or first_order(f, fast)
-
-
 def transformed_second_order(f: Callable, fast: Parameters) -> tuple[Parameters, Tensor, Any]:
     """`second_order` for use under `torch.func` transforms."""
     gradients, (loss, seen) = torch.func.grad_and_value(f, has_aux=True)(fast)
@@ -121,6 +113,15 @@ class InnerLoop(NamedTuple):
     adapted: tuple[str, ...]
     statistics: str
     sharp: bool = True
+
+    def closed_form(self, x: Any, y: Tensor) -> Gradient:
+        """`first_order` on a support set, by the model's own formula where it has one: equal to rounding."""
+        formula = None
+        if self.loss is cross_entropy and self.statistics != "running":
+            formula = self.forward.cross_entropy_gradients(self.adapted, x, y)
+        if formula is None:
+            return first_order
+        return lambda f, fast: formula(f.view | fast) or first_order(f, fast)
 
     def start(self, meta: Meta) -> Adaptation:
         """The task before any inner step."""

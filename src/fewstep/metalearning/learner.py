@@ -9,7 +9,7 @@ from torch.utils._pytree import tree_map
 
 from fewstep.errors import BadInput, unknown
 from fewstep.metalearning.functional import Functional, Moments, Statistics, norm_parameters
-from fewstep.metalearning.inner_loop import InnerLoop, Loss, Meta, Parameters, closed_form
+from fewstep.metalearning.inner_loop import InnerLoop, Loss, Meta, Parameters
 from fewstep.metalearning.meta_gradient import Plan, Result
 from fewstep.metalearning.precision import Precision, products
 from fewstep.metalearning.predictor import Predictor
@@ -188,9 +188,13 @@ class Learner(nn.Module):
 
     def frozen(self) -> Meta:
         """A copy of everything a task starts from, without a graph: what adaptation and evaluation use."""
-        model, rates, norm, running = self._whole({name: p.detach() for name, p in self.meta_parameters().items()})
+        model, rates, norm, running = self._detached()
         model, rates, norm = ({n: t.clone() for n, t in part.items()} for part in (model, rates, norm))
         return Meta(model, rates, norm, {n: Moments(m.mean.clone(), m.var.clone()) for n, m in running.items()})
+
+    def _detached(self) -> Meta:
+        """Everything a task starts from, without a graph; it changes with the learner."""
+        return self._whole({name: p.detach() for name, p in self.meta_parameters().items()})
 
     def inner_loop(self, statistics: str, sharp: bool = False) -> InnerLoop:
         """The inner loop under a statistics policy; `sharp` perturbs its steps where the method does so.
@@ -338,7 +342,7 @@ class Learner(nn.Module):
         """
         if support_y.is_floating_point() or support_y.device.type != "cpu" or not support_y.numel():
             return
-        lowest, highest = int(support_y.min()), int(support_y.max())
+        lowest, highest = map(int, support_y.aminmax())
         if lowest < 0:
             raise BadInput(f"a label is {lowest}; labels count from 0")
         shape = tuple(leaf.shape for leaf in (support_x if isinstance(support_x, tuple) else (support_x,)))
@@ -379,8 +383,12 @@ class Learner(nn.Module):
             statistics = "running" if self.method.norm.statistics == "running" else "support"
         self.check(support_x, support_y)
         self._forward.train_like(None)
-        inner, meta = self.inner_loop(statistics, sharp), self.frozen()
+        inner, meta = self.inner_loop(statistics, sharp), self._detached()
         steps = self.steps(steps)
         with products(self.precision, self.device):
-            *_, final = inner.adapt(meta, support_x, support_y, steps, closed_form)
-            return Predictor(self._forward, final.parameters, inner.query_statistics(meta, final, support_x))
+            *_, final = inner.adapt(meta, support_x, support_y, steps, inner.closed_form(support_x, support_y))
+            given = inner.query_statistics(meta, final, support_x)
+        changed = {n for n in self.adapted if final.parameters[n] is not meta.model[n]}
+        own = {n: t if n in changed else t.clone() for n, t in final.parameters.items()}
+        given = None if given is None else {n: Moments(m.mean.clone(), m.var.clone()) for n, m in given.items()}
+        return Predictor(self._forward, own, given)

@@ -1,7 +1,7 @@
 """The block of Conv4: convolution, batch norm, max-pooling, activation."""
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -11,8 +11,6 @@ from fewstep.models import fused, native
 from fewstep.models.batch_norm import normalise
 from fewstep.models.convolution import Conv2d
 from fewstep.models.max_pool import max_pool
-
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 class PooledBatchNorm(nn.BatchNorm2d):
@@ -73,89 +71,55 @@ def through(blocks: Iterable[nn.Module], x: Tensor) -> Tensor:
         torch.Size([5, 8, 2, 2])
     """
     layers: list[Any] = list(blocks)
-    if not _fuse(layers, x):
+    filters = [block.conv.weight for block in layers] if alike(layers) else []
+    if not filters or not native.takes_blocks(x, filters):
         for block in layers:
             x = block(x)
         return x
-    norms = [block.norm for block in layers]
+    shifts, norms = [block.conv.bias for block in layers], [block.norm for block in layers]
+    weights, biases = [norm.weight for norm in norms], [norm.bias for norm in norms]
     given = [norm.given for norm in norms] if norms[0].given else None
-    x, means, variances = fused.blocks(x, *_settings(layers), given)
+    settings = norms[0].eps, layers[0].negative_slope
+    x, means, variances = fused.blocks(x, filters, shifts, weights, biases, *settings, given)
     if not given:
-        _tell(norms, means.unbind(), variances.unbind())
+        for norm, mean, var in zip(norms, means.unbind(), variances.unbind(), strict=True):
+            norm.tell(mean, var)
     return x
 
 
-def gradients(
-    blocks: Iterable[nn.Module], x: Tensor, above: Callable[[Tensor], Tensor | None]
-) -> dict[str, Tensor] | None:
-    """The gradients of a function of `through(blocks, x)` by the blocks' names of parameters, without a graph.
-
-    Args:
-        above: from the blocks' output to the function's gradient there; None gives up.
-
-    Returns:
-        None where they do not go as one function, normalise by statistics that they were given, `above` gave up, or
-        under `torch.func`.
-
-    Example:
-        >>> import torch
-        >>> found = gradients([Block(1, 8, True, 0.1)], torch.randn(5, 1, 8, 8), torch.ones_like)
-        >>> "0.conv.weight" in found if native.there() else found is None
-        True
-    """
-    layers: list[Any] = list(blocks)
-    if native.transformed() or not _fuse(layers, x) or layers[0].norm.given:
-        return None
-    found = fused.gradients(x, *_settings(layers), above)
-    if found is None:
-        return None
-    means, variances, weights, biases, shifts, filters = found
-    _tell([block.norm for block in layers], means, variances)
-    parts = {"conv.weight": filters, "conv.bias": shifts, "norm.weight": weights, "norm.bias": biases}
-    return {f"{i}.{name}": gradient for name, each in parts.items() for i, gradient in enumerate(each)}
-
-
-class _Settings(NamedTuple):
-    """What `fused` wants to know of blocks."""
-
-    filters: list[Tensor]
-    shifts: list[Tensor | None]
-    weights: list[Tensor | None]
-    biases: list[Tensor | None]
-    eps: float
-    slope: float
-
-
-def _settings(blocks: list[Any]) -> _Settings:
-    convs, norms = [block.conv for block in blocks], [block.norm for block in blocks]
-    vectors = [conv.bias for conv in convs], [norm.weight for norm in norms], [norm.bias for norm in norms]
-    return _Settings([conv.weight for conv in convs], *vectors, norms[0].eps, blocks[0].negative_slope)
-
-
-def _tell(norms: Sequence[Any], means: Sequence[Tensor], variances: Sequence[Tensor]) -> None:
-    for norm, mean, var in zip(norms, means, variances, strict=True):
-        norm.tell(mean, var)
-
-
-def _fuse(blocks: list[Any], x: Tensor) -> bool:
-    """Whether the blocks are what they were built as, alike, no hook waits in them, and kernels take them all."""
-    return all(type(block) is Block and _plain(block, block.conv, block.norm) for block in blocks) and (
-        len({(block.norm.eps, block.negative_slope, block.norm.given is None) for block in blocks}) == 1
-        and not _has_any_global_hook()
-        and native.takes_blocks(x, [block.conv.weight for block in blocks])
+def alike(blocks: Sequence[Any]) -> bool:
+    """Whether blocks are what they were built as, with the same settings, and no hook waits in them."""
+    if _has_any_global_hook() or not all(type(block) is Block for block in blocks):
+        return False
+    norms = [block.norm for block in blocks]
+    if not all(map(_plain, blocks, (block.conv for block in blocks), norms)):
+        return False
+    eps, slope, own = norms[0].eps, blocks[0].negative_slope, norms[0].given is None
+    return all(
+        block.negative_slope == slope and norm.eps == eps and (norm.given is None) == own
+        for block, norm in zip(blocks, norms, strict=True)
     )
 
 
 def _plain(block: nn.Module, conv: Any, norm: Any) -> bool:
     return (
         type(conv) is Conv2d
-        and (conv.kernel_size, conv.stride, conv.padding) == ((3, 3), (1, 1), (1, 1))
+        and conv.kernel_size == (3, 3)
+        and conv.stride == conv.padding == (1, 1)
         and getattr(norm, "fuses", False)
-        and all(map(untouched, (block, conv, norm)))
+        and untouched(block)
+        and untouched(conv)
+        and untouched(norm)
     )
 
 
 def untouched(layer: nn.Module) -> bool:
     """Whether a call of the layer is one of the `forward` of its class: without hooks, without one of its own."""
-    own = vars(layer)
-    return not any(own[hooks] for hooks in HOOKS) and "forward" not in own
+    own = layer.__dict__
+    return not (
+        own["_forward_hooks"]
+        or own["_forward_pre_hooks"]
+        or own["_backward_hooks"]
+        or own["_backward_pre_hooks"]
+        or "forward" in own
+    )

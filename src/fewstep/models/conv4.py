@@ -1,13 +1,16 @@
 """The four-block convolutional network of the few-shot literature."""
 
+import math
+from collections.abc import Callable, Mapping
+from operator import attrgetter
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from fewstep.errors import BadInput, unknown
-from fewstep.models import native
-from fewstep.models.block import Block, gradients, through, untouched
+from fewstep.models import fused, native
+from fewstep.models.block import Block, alike, through, untouched
 
 
 class Conv4(nn.Module):
@@ -88,40 +91,58 @@ class Conv4(nn.Module):
         x = through(self.blocks, self._images(x))
         return self.head(x.flatten(1) if self.pool else x.mean((2, 3)))
 
-    def cross_entropy_gradients(self, x: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]] | None:
-        """The mean cross-entropy and its gradients by name of the parameters, in closed form: there is no graph.
+    def cross_entropy_gradients(self, x: Tensor, labels: Tensor) -> Callable[[Mapping[str, Tensor]], Any] | None:
+        """The mean cross-entropy of images and its gradients in closed form, as a function of the parameters by name.
 
         Args:
             x: (N, channels, height, width). labels: (N,).
 
         Returns:
-            None where `forward` and torch must be asked: without kernels, with hooks or other layers, where a label has
-            no output.
+            The function. It gives the loss, the gradient of every parameter by name, and mean and variance by name of
+            the norm; or None, where a label has no output or a tensor is not one for the kernels. None in its place
+            where another `forward` may be meant: with hooks, other layers, statistics to normalise by.
+
+        Raises:
+            BadInput: other images than the network was built for.
 
         Example:
-            >>> from fewstep.models import native
-            >>> model = Conv4(ways=5)
-            >>> found = model.cross_entropy_gradients(torch.randn(5, 1, 28, 28), torch.arange(5))
-            >>> set(found[1]) == {name for name, _ in model.named_parameters()} if native.there() else found is None
-            True
+            >>> model, x, labels = Conv4(ways=5), torch.randn(5, 1, 28, 28), torch.arange(5)
+            >>> found = model.cross_entropy_gradients(x, labels)(dict(model.named_parameters()))
+            >>> found[1]["head.bias"].shape if native.there() else torch.Size([found or 5])
+            torch.Size([5])
         """
-        head: Any = self.head
-        if not (type(self) is Conv4 and type(head) is nn.Linear and untouched(self) and untouched(head) and self.pool):
+        blocks: Any = self.blocks
+        built = type(self) is Conv4 and untouched(self) and type(self.head) is nn.Linear and untouched(self.head)
+        if not (built and self.pool and alike(blocks)) or blocks[0].norm.given:
             return None
-        loss = d_weight = d_bias = x
+        places = range(len(blocks))
+        weights, biases, shifts, filters = (
+            [f"blocks.{i}.{name}" for i in places] for name in ("norm.weight", "norm.bias", "conv.bias", "conv.weight")
+        )
+        names, norms = (
+            [*weights, *biases, *shifts, *filters, "head.weight", "head.bias"],
+            [f"blocks.{i}.norm" for i in places],
+        )
+        there = dict(self.named_parameters(remove_duplicate=False))
+        if any(attrgetter(name)(self) is not there.get(name) for name in names):
+            return None
+        images, eps, slope = self._images(x), blocks[0].norm.eps, blocks[0].negative_slope
 
-        def above(h: Tensor) -> Tensor | None:
-            nonlocal loss, d_weight, d_bias
-            if not native.takes_head(h, labels, head.weight, head.bias):
+        def gradients(parameters: Mapping[str, Tensor]) -> tuple[Any, ...] | None:
+            of = parameters.get
+            head: Any = (of("head.weight"), of("head.bias"))
+            own: Any = list(map(of, filters))
+            if not native.takes_classifier(images, labels, own, *head):
                 return None
-            loss, d_h, d_weight, d_bias = native.head(h, labels, head.weight, head.bias)
-            return None if loss.isnan() else d_h
+            of_shifts, of_weights, of_biases = (list(map(of, each)) for each in (shifts, weights, biases))
+            loss, moments, found = fused.gradients(
+                images, labels, head, own, of_shifts, of_weights, of_biases, eps, slope
+            )
+            if math.isnan(loss.item()):
+                return None
+            return loss, dict(zip(names, found, strict=True)), dict(zip(norms, moments, strict=True))
 
-        found = gradients(self.blocks, self._images(x), above)
-        if found is None:
-            return None
-        own = {f"blocks.{name}": gradient for name, gradient in found.items()}
-        return loss, own | {"head.weight": d_weight, "head.bias": d_bias}
+        return gradients
 
     def _images(self, x: Tensor) -> Tensor:
         """Images as the blocks take them.

@@ -1,7 +1,7 @@
 """Blocks of convolution, batch norm, max-pooling and activation as one function, two derivatives in closed form."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -85,32 +85,32 @@ def _rows(
 
 def gradients(
     x: Tensor,
+    labels: Tensor,
+    head: tuple[Any, Any],
     filters: Sequence[Tensor],
     shifts: Sequence[Tensor | None],
     weights: Sequence[Tensor | None],
     biases: Sequence[Tensor | None],
     eps: float,
     slope: float,
-    above: Callable[[Tensor], Tensor | None],
-) -> tuple[Sequence[Tensor], ...] | None:
-    """The gradients of a function of h_B, without a graph; `blocks` says what is given.
+) -> tuple[Tensor, list[tuple[Tensor, Tensor]], list[Tensor]]:
+    """The mean cross-entropy of V flatten(h_B) + c and its gradients, without a graph, where `native.takes_classifier`.
 
     Args:
-        above: from h_B to the function's gradient there; None gives up, and so does this.
+        labels: (N,). head: V (ways, …) and c (ways,). The others are those of `blocks`.
 
     Returns:
-        Lists by block: the means and variances that `blocks` gives; gradients of γ, of β, of the shifts and of W.
+        The loss, no number where a label has no output; mean and variance of every block; the gradients of every γ,
+        every β, every b and every W, of V and of c.
     """
     vectors, _ = _rows(filters, shifts, weights, biases, None)
-    y, inner, moments, z, corner = native.blocks(x, vectors, None, filters, eps, slope, 1, keep=True)
-    a = above(y)
-    if a is None:
-        return None
-    _, d_vectors, _, *d_filters = native.blocks_first(
-        a, None, x, vectors, inner, moments, z, corner, filters, slope, 1, of_x=False
+    loss, moments, d_vectors, *d_head, d_filters = native.gradients(x, labels, vectors, filters, *head, eps, slope)
+    rows, count = moments.unbind(), len(filters)
+    return (
+        loss,
+        list(zip(rows[:count], rows[count : 2 * count], strict=True)),
+        [*d_vectors.unbind(), *d_filters, *d_head],
     )
-    rows, count = (*moments.unbind()[: 2 * len(filters)], *d_vectors.unbind()), len(filters)
-    return *(rows[at : at + count] for at in range(0, len(rows), count)), d_filters
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,7 @@ SIGNATURES = {  # a letter for each argument: pointer, integer, number
     "blocks": "pppddi" + "p" * 5 + "i" * 7,
     "blocks_first": "p" * 9 + "d" + "p" * 5 + "i" * 7,
     "blocks_second": "p" * 13 + "d" + "p" * 7 + "i" * 7,
-    "head": "p" * 8 + "i" * 4,
+    "gradients": "p" * 6 + "dd" + "p" * 7 + "i" * 8,
 }
 KINDS = {"p": ctypes.c_void_p, "i": ctypes.c_int64, "d": ctypes.c_double}
 
@@ -106,18 +106,13 @@ def takes_blocks(x: Tensor, filters: Sequence[Tensor]) -> bool:
         takes(x, first)
         and min(x.shape[2:]) >> len(filters) > 0
         and all(w.shape == (wide, wide, 3, 3) and type(w) in (Tensor, nn.Parameter) for w in others)
-        and all((w.dtype, w.device) == (first.dtype, first.device) for w in others)
+        and all(w.dtype == first.dtype and w.device == first.device for w in others)
     )
-
-
-def transformed() -> bool:
-    """Whether `torch.func` looks on: tensors may then have no memory that a kernel could read."""
-    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def fits(vector: Tensor, filters: Tensor) -> bool:
     """Whether there is a number of the vector for every filter: kernels do not ask again."""
-    return vector.shape == filters.shape[:1] and (vector.dtype, vector.device) == (filters.dtype, filters.device)
+    return vector.shape == filters.shape[:1] and vector.dtype == filters.dtype and vector.device == filters.device
 
 
 @functools.cache
@@ -180,6 +175,12 @@ class Sizes(NamedTuple):
     def largest(self, dtype: torch.dtype) -> int:
         """Pixels of the largest maps that are made at once: those of images with few channels are made one by one."""
         return self.pixels(1 if self.channels < lanes(dtype) else 0)
+
+    def all(self, dtype: torch.dtype) -> int:
+        """Pixels that a gradient in one call needs room for: maps and gradients of maps, and a byte for each corner."""
+        maps = [self.pixels(block) for block in range(self.depth + 1)]
+        pooled = sum(maps) - maps[0]
+        return sum(maps) - maps[-1] + 2 * pooled + self.largest(dtype) + -(-pooled // dtype.itemsize)
 
     def pixels(self, block: int) -> int:
         """Pixels of the maps that go into a block."""
@@ -289,33 +290,44 @@ def blocks_second(
     return g_a, g_a_inner, g_x, g_vectors, g_inner, *g_filters
 
 
-def takes_head(h: Tensor, labels: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Whether `head` can be called after blocks that kernels took."""
+def takes_classifier(x: Tensor, labels: Tensor, filters: Sequence[Any], weight: Any, bias: Any) -> bool:
+    """Whether `gradients` can be called for blocks one after another, and a linear map V, c of what they give."""
+    if any(t is None for t in (*filters, weight, bias)) or not takes_blocks(x, filters):
+        return False
+    if labels.dtype != torch.int64 or labels.device != x.device or labels.shape != x.shape[:1]:
+        return False
+    maps = sizes_of(x, filters, 1)
     return (
-        bias is not None
-        and (labels.dtype, labels.device, labels.shape) == (torch.int64, h.device, h.shape[:1])
-        and (weight.shape[1:], bias.shape) == ((h[0].numel(),), weight.shape[:1])
-        and all(
-            type(t) in (Tensor, nn.Parameter) and (t.dtype, t.device) == (h.dtype, h.device) for t in (weight, bias)
-        )
+        weight.shape[1:] == (maps.wide * maps.pixels(maps.depth) // maps.images,)
+        and all(type(t) in (Tensor, nn.Parameter) and t.device == x.device for t in (weight, bias))
+        and fits(bias, weight)
+        and weight.dtype == x.dtype
+        and torch._C._functorch.peek_interpreter_stack()
+        is None  # whose tensors have no memory that a kernel could read
     )
 
 
-def head(h: Tensor, labels: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
-    """The mean cross-entropy of V flatten(h) + c, and its gradients: of maps h, of V and of c.
+def gradients(
+    x: Tensor, labels: Tensor, vectors: Tensor, filters: Sequence[Tensor], weight: Tensor, bias: Tensor, eps: float,
+    slope: float,
+) -> tuple[Any, ...]:  # fmt: skip
+    """The mean cross-entropy L of V flatten(h_B) + c, moments and dL for `vectors`, V, c and W_i, without a graph.
 
-    The loss is no number where a label has no output; the rest is then empty memory.
+    L is no number where a label has no output; the gradients are then memory as it was.
     """
-    h, labels, weight, bias = _last(h), labels.contiguous(), weight.contiguous(), bias.contiguous()
-    results = h.new_empty(()), torch.empty_like(h), torch.empty_like(weight), torch.empty_like(bias)
-    n, channels, height, width = h.shape
-    _call("head", h.dtype, h, labels, weight, bias, *results, n, height * width, channels, len(weight))
-    return results
+    x, vectors, weight, bias, *filters = _dense(x, vectors, weight, bias, *filters)
+    s = sizes_of(x, filters, 1)
+    loss, moments, d_vectors = x.new_empty(()), _rows(x, 4 * s.depth, s), torch.empty_like(vectors)
+    d_weight, d_bias, d_filters = torch.empty_like(weight), torch.empty_like(bias), _like(filters)
+    given = x, labels.contiguous(), vectors, _pointers(filters), weight, bias
+    results = loss, moments, d_vectors, _pointers(d_filters), d_weight, d_bias
+    _call("gradients", x.dtype, *given, eps, slope, *results, _rows(x, s.all(x.dtype), s), len(weight), *s)
+    return loss, moments, d_vectors, d_weight, d_bias, d_filters
 
 
 def _dense(*tensors: Tensor | None) -> Any:
     """Maps with the channels last, vectors without gaps."""
-    return tuple(t if t is None else _last(t) if t.dim() == 4 else t.contiguous() for t in tensors)
+    return [t if t is None else _last(t) if t.dim() == 4 else t.contiguous() for t in tensors]
 
 
 def _last(t: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from fewstep.errors import BadInput
-from fewstep.metalearning.inner_loop import Gradient, InnerLoop, Meta, closed_form, transformed_first_order
+from fewstep.metalearning.inner_loop import Gradient, InnerLoop, Meta, transformed_first_order
 from fewstep.metalearning.learner import Learner
 from fewstep.metalearning.side_by_side import side_by_side
 from fewstep.tasks.batch import TaskBatch
@@ -218,7 +218,8 @@ def _outputs(
             return torch.func.vmap(lambda *part: torch.stack(list(task(transformed_first_order, *part))))(*parts)
 
         def one(index: int) -> Tensor:
-            return torch.stack(list(task(closed_form, *tree_map(lambda t: t[index], parts))))
+            sx, sy, qx = tree_map(lambda t: t[index], parts)
+            return torch.stack(list(task(inner.closed_form(sx, sy), sx, sy, qx)))
 
         return torch.stack(list(side_by_side(one, len(batch), inner.forward, learner.device)))
 

@@ -128,7 +128,7 @@ void blocks_first(const T *a, const T *a_inner, const T *x, const T *vectors, co
       if (down) convolve<T>(1, &dz, filters + i, nullptr, down, true, b.turned(i));
     }
     const Size between = i && a_inner ? b.map(i) : 0;
-#pragma omp parallel for
+#pragma omp parallel for if (between)
     for (Size k = 0; k < between; k++) down[k] += a_inner[b.after(i - 1) + k];
     a = down;
   }

@@ -3,8 +3,7 @@
 // run over vectors of channels, so that the number of filters is a multiple of what a register holds. Python calls the
 // functions at the end, by ctypes.
 
-#include "blocks.h"
-#include "head.h"
+#include "classifier.h"
 
 using fewstep::Size;
 
@@ -43,9 +42,12 @@ Size built_from() { return BUILT_FROM; }  // a checksum of these files
                               d_inner, slope, g_a, g_a_inner, g_x, g_vectors, g_inner, g_filters, room,                \
                               {count, {n, h, width, in, out, groups}});                                                \
   }                                                                                                                    \
-  void head_##S(const T *h, const Size *labels, const T *weight, const T *bias, T *loss, T *d_h, T *d_weight,          \
-                T *d_bias, Size images, Size pixels, Size channels, Size ways) {                                       \
-    fewstep::head<T>(h, labels, weight, bias, loss, d_h, d_weight, d_bias, images, pixels, channels, ways);            \
+  void gradients_##S(const T *x, const Size *labels, const T *vectors, const T *const *filters, const T *weight,       \
+                     const T *bias, double eps, double slope, T *loss, T *moments, T *d_vectors, T *const *d_filters,  \
+                     T *d_weight, T *d_bias, T *room, Size ways, Size count, Size n, Size h, Size width, Size in,      \
+                     Size out, Size groups) {                                                                          \
+    fewstep::gradients<T>(x, labels, vectors, filters, weight, bias, eps, slope, loss, moments, d_vectors, d_filters,  \
+                          d_weight, d_bias, room, ways, {count, {n, h, width, in, out, groups}});                      \
   }
 FUNCTIONS(float, f32)
 FUNCTIONS(double, f64)

@@ -75,9 +75,9 @@ Size share(Size count, Size thread, Size threads) {
 }
 
 // Memory of this thread that outlives the call, for filters or products by filters, gradients of filters, sums over
-// images, tiles or lines, the maps of a strip; who asks for the same purpose again takes it over. FILTERS, GRADIENT
-// and SUMS are asked for outside of parallel regions and read by all threads inside, TILES and STRIP are asked for
-// inside.
+// images, tiles or lines, the maps of a strip; who asks for the same purpose again takes it over. GRADIENT and SUMS are
+// asked for outside of parallel regions and read by all threads inside, TILES and STRIP are asked for inside, FILTERS
+// wherever they are made.
 enum Purpose { FILTERS, GRADIENT, SUMS, TILES, STRIP };
 template <class T, Purpose>
 T *scratch(Size count) {

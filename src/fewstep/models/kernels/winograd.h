@@ -139,7 +139,6 @@ INLINE void filters_in(const T *w, Size filters, Size channels, bool turned, T *
   Size step = apart<T>(filters * channels);
   // Neighbours in memory one after the other, so that a cache line is written at once
   const Size rows = (turned ? filters : channels) / W<T>, columns = (turned ? channels : filters) / W<T>;
-#pragma omp parallel for
   for (Size row = 0; row < rows; row++)
     for (Size column = 0; column < columns; column++) {
       const Size k = (turned ? row : column) * W<T>, c = (turned ? column : row) * W<T>;
@@ -192,12 +191,14 @@ template <class T>
 INLINE void winograd(Size pairs, const T *const *x, const T *const *w, const T *bias, T *y, bool turned, Sizes z) {
   const Size in = z.in, out = z.out, maps_size = apart<T>(CHUNK * in), sums_size = apart<T>(CHUNK * out);
   const Size filters_size = apart<T>(in * out), step = chunk(z.tiles());
-  T *filters = scratch<T, FILTERS>(16 * pairs * filters_size);
+#pragma omp parallel
   for (Size g = 0; g < z.groups; g++) {
+    // Every thread transforms all filters: that takes less time than to fetch what others have
+    T *filters = scratch<T, FILTERS>(16 * pairs * filters_size);
     for (Size p = 0; p < pairs; p++)
       filters_in(w[p] + g * 9 * in * out, turned ? in : out, turned ? out : in, turned,
                  filters + p * 16 * filters_size);
-#pragma omp parallel for schedule(dynamic)
+#pragma omp for schedule(dynamic) nowait
     for (Size first = 0; first < z.tiles(); first += step) {
       Size count = std::min(step, z.tiles() - first);
       T *maps = scratch<T, TILES>(16 * (maps_size + sums_size) + in), *sums = maps + 16 * maps_size,

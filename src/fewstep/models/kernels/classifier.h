@@ -1,10 +1,10 @@
-// The end of a classifier: a linear map of the last maps and the mean cross-entropy of its outputs, with the gradients.
+// A classifier: blocks, a linear map of what they give, and the mean cross-entropy of its outputs, with the gradients.
 #pragma once
 
 #include <cmath>
 #include <limits>
 
-#include "product.h"
+#include "blocks.h"
 
 namespace fewstep {
 
@@ -56,6 +56,23 @@ INLINE void head(const T *h, const Size *labels, const T *weight, const T *bias,
   }
   *loss = sum / images;
   for (Size k = 0; k < ways; k++) transpose(d_turned + k * features, pixels, channels, d_weight + k * features);
+}
+
+// L of images and labels, and what it gives vectors, filters, V and c: without a graph, in one call. inner: room for
+// the maps between the blocks and after them, for their gradients, for z, for the largest dz and for the corners
+template <class T>
+void gradients(const T *x, const Size *labels, const T *vectors, const T *const *filters, const T *weight,
+               const T *bias, T eps, T slope, T *loss, T *moments, T *d_vectors, T *const *d_filters, T *d_weight,
+               T *d_bias, T *inner, Size ways, Blocks b) {
+  const Size between = b.after(b.count - 1), last = b.map(b.count);
+  T *h = inner + between, *d_inner = h + last, *d_h = d_inner + between, *z = d_h + last, *dz = z + b.at(b.count);
+  uint8_t *corner = reinterpret_cast<uint8_t *>(dz + b.map(b.first.in < W<T> ? 1 : 0));
+  blocks<T>(x, vectors, filters, eps, slope, false, inner, h, moments, z, corner, b);
+  const Sizes s = b[b.count];
+  head<T>(h, labels, weight, bias, loss, d_h, d_weight, d_bias, s.images, s.height * s.width, b.channels(), ways);
+  if (*loss == *loss)
+    blocks_first<T>(d_h, nullptr, x, vectors, inner, moments, z, corner, filters, slope, nullptr, d_vectors, d_inner,
+                    d_filters, dz, b);
 }
 
 }  // namespace fewstep
