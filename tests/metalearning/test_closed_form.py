@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 import fewstep
 from fewstep.metalearning.inner_loop import InnerLoop, first_order
@@ -112,7 +113,18 @@ def with_head(head):
     return model
 
 
+class Scaled(nn.Linear):
+    """Layers that Conv4 does not know are not plain, even where `forward` does not use what they add."""
+
+
+def with_a_parameter(model):
+    model.scale = nn.Parameter(torch.ones(1))
+    return model
+
+
 OTHERS = {
+    "a parameter of its own": lambda: with_a_parameter(Conv4(ways=3, filters=8, image_size=16)),
+    "a head of another class": lambda: with_head(Scaled(8, 3)),
     "a forward of its own": lambda: Doubled(ways=3, filters=8, image_size=16),
     "tied filters": lambda: Tied(ways=3, filters=8, image_size=16),
     "a hook on the model": lambda: hooked(Conv4(ways=3, filters=8, image_size=16), ""),
@@ -186,6 +198,33 @@ def test_a_tensor_that_is_no_parameter_is_left_to_torch():
     del model.blocks[1].norm.weight
     model.blocks[1].norm.weight = weight
     assert model.cross_entropy_gradients(*given) is None
+
+
+def test_parameters_that_are_missing_are_not_made_up():
+    model, given = Conv4(ways=3, filters=8, image_size=16), task()
+    parameters = dict(model.named_parameters())
+    del parameters["blocks.2.norm.weight"]
+    assert model.cross_entropy_gradients(*given)(parameters) is None
+
+
+def test_no_step_asks_for_no_formula():
+    made = learner()
+    nothing = torch.empty(0), torch.empty(0, dtype=torch.long)
+    assert made.adapt(*nothing, steps=0, statistics="batch")(task()[0]).shape == (6, 3)
+
+
+def test_modes_see_torchs_functions():
+    class Watch(TorchFunctionMode):
+        seen = ()
+
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            self.seen = (*self.seen, function)
+            return function(*args, **(kwargs or {}))
+
+    made, given = learner(), task()
+    with Watch() as watch:
+        made.adapt(*given)
+    assert F.cross_entropy in watch.seen
 
 
 def test_a_predictor_shares_no_memory_with_its_learner():

@@ -141,7 +141,7 @@ def _filled(
     finally:
         for slot in twin.slots:
             slot.tensors[slot.key] = slot.empty
-        twin.now.given, twin.now.seen = None, {}  # keep no tensor of a task alive
+        twin.now.given, twin.now.differentiable, twin.now.seen = None, False, {}  # keep no tensor of a task alive
 
 
 def _on_meta(tensor: Tensor) -> Tensor:

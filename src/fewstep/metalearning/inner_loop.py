@@ -1,5 +1,6 @@
 """The inner loop: from meta-parameters and one task's support set to adapted parameters, step by step."""
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -116,12 +117,17 @@ class InnerLoop(NamedTuple):
 
     def closed_form(self, x: Any, y: Tensor) -> Gradient:
         """`first_order` on a support set, by the model's own formula where it has one: equal to rounding."""
-        formula = None
-        if self.loss is cross_entropy and self.statistics != "running":
-            formula = self.forward.cross_entropy_gradients(self.adapted, x, y)
-        if formula is None:
-            return first_order
-        return lambda f, fast: formula(f.view | fast) or first_order(f, fast)
+
+        @functools.cache  # made at the first step: there may be none
+        def formula() -> Any:
+            if self.loss is not cross_entropy or self.statistics == "running":
+                return None
+            return self.forward.cross_entropy_gradients(self.adapted, x, y)
+
+        def gradient(f: SupportLoss, fast: Parameters) -> tuple[Parameters, Tensor, Any]:
+            return (formula() and formula()(f.view | fast)) or first_order(f, fast)
+
+        return gradient
 
     def start(self, meta: Meta) -> Adaptation:
         """The task before any inner step."""

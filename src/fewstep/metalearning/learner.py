@@ -17,7 +17,7 @@ from fewstep.metalearning.randomness import rewinder
 from fewstep.metalearning.ranks import Ranks
 from fewstep.metalearning.side_by_side import at_once
 from fewstep.metalearning.strategies import STRATEGIES, Strategy
-from fewstep.metalearning.tree import Tree
+from fewstep.metalearning.tree import Tree, tensors_of
 from fewstep.methods import Method
 from fewstep.methods.parts import Statistics as StatisticsPolicy
 from fewstep.tasks.batch import TaskBatch
@@ -155,11 +155,10 @@ class Learner(nn.Module):
 
         A norm weight that is learned for each step appears as `norm.<name>`, not as `model.<name>`.
         """
-        rates, norm = self.rates.tensors, self.norm.tensors
-        model = {n: p for n, p in self.model.named_parameters() if p.requires_grad and n not in norm}
-        return {
-            f"{part}.{n}": p for part, ps in (("model", model), ("rates", rates), ("norm", norm)) for n, p in ps.items()
-        }
+        rates, norm = tensors_of(self.rates), tensors_of(self.norm)
+        model = {name: p for name, p in self.model.named_parameters() if name not in norm}
+        parts = ("model", model), ("rates", rates), ("norm", norm)
+        return {f"{part}.{name}": p for part, of in parts for name, p in of.items() if p.requires_grad}
 
     def _whole(self, learned: Parameters) -> Meta:
         """The learned tensors, completed by all that is fixed."""
@@ -170,7 +169,7 @@ class Learner(nn.Module):
         # A module may write to its buffers; it gets copies.
         fixed = {n: p.detach() for n, p in self.model.named_parameters() if n not in by_part["model"]}
         fixed |= {n: b.clone() for n, b in self.model.named_buffers()}
-        moments = self.running.tensors
+        moments = tensors_of(self.running)
         running = {n: Moments(moments[f"{n}.mean"], moments[f"{n}.var"]) for n in self._forward.batch_norms}
         return Meta(fixed | by_part["model"], by_part["rates"], by_part["norm"], running)
 
@@ -188,13 +187,9 @@ class Learner(nn.Module):
 
     def frozen(self) -> Meta:
         """A copy of everything a task starts from, without a graph: what adaptation and evaluation use."""
-        model, rates, norm, running = self._detached()
+        model, rates, norm, running = self._whole({name: p.detach() for name, p in self.meta_parameters().items()})
         model, rates, norm = ({n: t.clone() for n, t in part.items()} for part in (model, rates, norm))
         return Meta(model, rates, norm, {n: Moments(m.mean.clone(), m.var.clone()) for n, m in running.items()})
-
-    def _detached(self) -> Meta:
-        """Everything a task starts from, without a graph; it changes with the learner."""
-        return self._whole({name: p.detach() for name, p in self.meta_parameters().items()})
 
     def inner_loop(self, statistics: str, sharp: bool = False) -> InnerLoop:
         """The inner loop under a statistics policy; `sharp` perturbs its steps where the method does so.
@@ -292,7 +287,7 @@ class Learner(nn.Module):
 
         running ← (1 − momentum) running + momentum · seen
         """
-        buffers = self.running.tensors
+        buffers = tensors_of(self.running)
         for name, moments in statistics.items():
             for part in ("mean", "var"):
                 seen = getattr(moments, part)
@@ -383,12 +378,8 @@ class Learner(nn.Module):
             statistics = "running" if self.method.norm.statistics == "running" else "support"
         self.check(support_x, support_y)
         self._forward.train_like(None)
-        inner, meta = self.inner_loop(statistics, sharp), self._detached()
-        steps = self.steps(steps)
+        inner, meta = self.inner_loop(statistics, sharp), self.frozen()
+        steps, gradient = self.steps(steps), inner.closed_form(support_x, support_y)
         with products(self.precision, self.device):
-            *_, final = inner.adapt(meta, support_x, support_y, steps, inner.closed_form(support_x, support_y))
-            given = inner.query_statistics(meta, final, support_x)
-        changed = {n for n in self.adapted if final.parameters[n] is not meta.model[n]}
-        own = {n: t if n in changed else t.clone() for n, t in final.parameters.items()}
-        given = None if given is None else {n: Moments(m.mean.clone(), m.var.clone()) for n, m in given.items()}
-        return Predictor(self._forward, own, given)
+            *_, final = inner.adapt(meta, support_x, support_y, steps, gradient)
+            return Predictor(self._forward, final.parameters, inner.query_statistics(meta, final, support_x))

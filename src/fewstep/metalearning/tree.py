@@ -25,7 +25,7 @@ class Tree(nn.Module):
                 node.register_parameter(leaf, nn.Parameter(tensor))
             self._places[name] = node._buffers if buffers else node._parameters, leaf
 
-    @property
-    def tensors(self) -> dict[str, Any]:
-        """The tensors by name: `named_parameters` walks through every module for them."""
-        return {name: place[leaf] for name, (place, leaf) in self._places.items()}
+
+def tensors_of(tree: Tree) -> dict[str, Any]:
+    """The tensors by name; `named_parameters` walks through every module for them."""
+    return {name: place[leaf] for name, (place, leaf) in tree._places.items()}

@@ -89,7 +89,7 @@ def through(blocks: Iterable[nn.Module], x: Tensor) -> Tensor:
 
 def alike(blocks: Sequence[Any]) -> bool:
     """Whether blocks are what they were built as, with the same settings, and no hook waits in them."""
-    if _has_any_global_hook() or not all(type(block) is Block for block in blocks):
+    if not blocks or _has_any_global_hook() or not all(type(block) is Block for block in blocks):
         return False
     norms = [block.norm for block in blocks]
     if not all(map(_plain, blocks, (block.conv for block in blocks), norms)):

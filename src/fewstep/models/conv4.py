@@ -99,8 +99,9 @@ class Conv4(nn.Module):
 
         Returns:
             The function. It gives the loss, the gradient of every parameter by name, and mean and variance by name of
-            the norm; or None, where a label has no output or a tensor is not one for the kernels. None in its place
-            where another `forward` may be meant: with hooks, other layers, statistics to normalise by.
+            the norm; or None, where the loss is no number (a label may have no output) or a tensor is not one for the
+            kernels. None in its place where another `forward` may be meant: with hooks, other layers or parameters,
+            statistics to normalise by.
 
         Raises:
             BadInput: other images than the network was built for.
@@ -124,11 +125,13 @@ class Conv4(nn.Module):
             [f"blocks.{i}.norm" for i in places],
         )
         there = dict(self.named_parameters(remove_duplicate=False))
-        if any(attrgetter(name)(self) is not there.get(name) for name in names):
+        if there.keys() - set(names) or any(attrgetter(name)(self) is not there.get(name) for name in names):
             return None
         images, eps, slope = self._images(x), blocks[0].norm.eps, blocks[0].negative_slope
 
         def gradients(parameters: Mapping[str, Tensor]) -> tuple[Any, ...] | None:
+            if there.keys() - parameters.keys():
+                return None
             of = parameters.get
             head: Any = (of("head.weight"), of("head.bias"))
             own: Any = list(map(of, filters))

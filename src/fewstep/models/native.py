@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import _get_current_function_mode
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 SOURCES = Path(__file__).parent / "kernels"
@@ -173,7 +174,7 @@ class Sizes(NamedTuple):
         return self.groups * self.filters
 
     def largest(self, dtype: torch.dtype) -> int:
-        """Pixels of the largest maps that are made at once: those of images with few channels are made one by one."""
+        """Pixels of the largest maps that are made at once: those of images with few channels are made by strips."""
         return self.pixels(1 if self.channels < lanes(dtype) else 0)
 
     def all(self, dtype: torch.dtype) -> int:
@@ -293,6 +294,8 @@ def blocks_second(
 def takes_classifier(x: Tensor, labels: Tensor, filters: Sequence[Any], weight: Any, bias: Any) -> bool:
     """Whether `gradients` can be called for blocks one after another, and a linear map V, c of what they give."""
     if any(t is None for t in (*filters, weight, bias)) or not takes_blocks(x, filters):
+        return False
+    if _get_current_function_mode() is not None or type(labels) is not Tensor:
         return False
     if labels.dtype != torch.int64 or labels.device != x.device or labels.shape != x.shape[:1]:
         return False

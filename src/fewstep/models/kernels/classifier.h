@@ -63,9 +63,10 @@ INLINE void head(const T *h, const Size *labels, const T *weight, const T *bias,
 template <class T>
 void gradients(const T *x, const Size *labels, const T *vectors, const T *const *filters, const T *weight,
                const T *bias, T eps, T slope, T *loss, T *moments, T *d_vectors, T *const *d_filters, T *d_weight,
-               T *d_bias, T *inner, Size ways, Blocks b) {
+               T *d_bias, T *room, Size ways, Blocks b) {
   const Size between = b.after(b.count - 1), last = b.map(b.count);
-  T *h = inner + between, *d_inner = h + last, *d_h = d_inner + between, *z = d_h + last, *dz = z + b.at(b.count);
+  T *inner = room, *h = inner + between, *d_inner = h + last, *d_h = d_inner + between, *z = d_h + last,
+    *dz = z + b.at(b.count);
   uint8_t *corner = reinterpret_cast<uint8_t *>(dz + b.map(b.first.in < W<T> ? 1 : 0));
   blocks<T>(x, vectors, filters, eps, slope, false, inner, h, moments, z, corner, b);
   const Sizes s = b[b.count];

@@ -95,12 +95,12 @@ INLINE void pool_norm(const Maps &maps, const T *weight, const T *bias, T eps, T
       const Vec<T> sign = load(weight + c) < 0 ? Vec<T>{} - 1 : Vec<T>{} + 1, mid = load(middle + c);
       Vec<T> sum = load(squares + c);
       for (Size j = 0; i < s.h() && j < s.w(); j++) {
-        Vec<T> v[4], part{};
+        Vec<T> v[4], deviation{};
         for (int q = 0; q < 4; q++) {
           v[q] = load(x + s.corner(j, q) + c);
-          part += (v[q] - mid) * (v[q] - mid);
+          deviation += (v[q] - mid) * (v[q] - mid);
         }
-        sum += part;
+        sum += deviation;
         Vec<T> most = v[0] * sign;
         Mask<T> at{};
         for (int q = 1; q < 4; q++) {

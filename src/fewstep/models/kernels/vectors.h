@@ -95,12 +95,12 @@ T *scratch(Size count) {
   return block.data;
 }
 
-// Sums over images, in the order of the images whatever the number of threads.
+// Sums over parts, in the order of the parts whatever the number of threads.
 template <class T>
-INLINE void total(const T *of_each, Size images, Size count, T *out) {
+INLINE void total(const T *of_each, Size parts, Size count, T *out) {
   std::fill(out, out + count, T(0));
-  for (Size n = 0; n < images; n++)
-    for (Size c = 0; c < count; c++) out[c] += of_each[n * count + c];
+  for (Size part = 0; part < parts; part++)
+    for (Size c = 0; c < count; c++) out[c] += of_each[part * count + c];
 }
 
 // Of a convolution; channels are those of a group.
