@@ -261,7 +261,8 @@ class Functional:
             inside.enter_context(half(self.precision, next(iter(parameters.values())).device))
             before = None if twin.training in self._draws else torch.get_rng_state()
             with _filled(twin, parameters, given, differentiable) as seen:
-                output = tree_map(_whole, twin.module(*inputs))
+                output = twin.module(*inputs)
+            output = _whole(output) if isinstance(output, Tensor) else tree_map(_whole, output)
             if before is not None:
                 self._draws[twin.training] = not torch.equal(before, torch.get_rng_state())
             if watch:

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Mapping
-from operator import attrgetter
 from typing import Any, Literal
 
 import torch
@@ -116,26 +115,25 @@ class Conv4(nn.Module):
         built = type(self) is Conv4 and untouched(self) and type(self.head) is nn.Linear and untouched(self.head)
         if not (built and self.pool and alike(blocks)) or blocks[0].norm.given:
             return None
-        places = range(len(blocks))
-        weights, biases, shifts, filters = (
-            [f"blocks.{i}.{name}" for i in places] for name in ("norm.weight", "norm.bias", "conv.bias", "conv.weight")
-        )
-        names, norms = (
-            [*weights, *biases, *shifts, *filters, "head.weight", "head.bias"],
-            [f"blocks.{i}.norm" for i in places],
-        )
-        there = dict(self.named_parameters(remove_duplicate=False))
-        if there.keys() - set(names) or any(attrgetter(name)(self) is not there.get(name) for name in names):
+        places, ends = range(len(blocks)), ("norm.weight", "norm.bias", "conv.bias", "conv.weight")
+        weights, biases, shifts, filters = ([f"blocks.{i}.{end}" for i in places] for end in ends)
+        names = [*weights, *biases, *shifts, *filters, "head.weight", "head.bias"]
+        norms = [f"blocks.{i}.norm" for i in places]
+        layers: list[Any] = [block.norm for block in blocks] + [block.conv for block in blocks] + [self.head]
+        if any(layer._parameters.keys() != {"weight", "bias"} for layer in layers):  # a tensor may be none of them
+            return None
+        there = {name for name, _ in self.named_parameters(remove_duplicate=False)}
+        if there - set(names):
             return None
         images, eps, slope = self._images(x), blocks[0].norm.eps, blocks[0].negative_slope
 
         def gradients(parameters: Mapping[str, Tensor]) -> tuple[Any, ...] | None:
-            if there.keys() - parameters.keys():
+            if there - parameters.keys() or not native.unseen():
                 return None
             of = parameters.get
             head: Any = (of("head.weight"), of("head.bias"))
             own: Any = list(map(of, filters))
-            if not native.takes_classifier(images, labels, own, *head):
+            if not native.fit_classifier(images, labels, own, *head):
                 return None
             of_shifts, of_weights, of_biases = (list(map(of, each)) for each in (shifts, weights, biases))
             loss, moments, found = fused.gradients(

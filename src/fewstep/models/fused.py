@@ -94,7 +94,7 @@ def gradients(
     eps: float,
     slope: float,
 ) -> tuple[Tensor, list[tuple[Tensor, Tensor]], list[Tensor]]:
-    """The mean cross-entropy of V flatten(h_B) + c and its gradients, without a graph, where `native.takes_classifier`.
+    """The mean cross-entropy of V flatten(h_B) + c and its gradients, without a graph, where `native.fit_classifier`.
 
     Args:
         labels: (N,). head: V (ways, …) and c (ways,). The others are those of `blocks`.

@@ -77,14 +77,23 @@ def _call(name: str, dtype: torch.dtype, *arguments: Any) -> None:
     _function(name, dtype)(*[a.data_ptr() if isinstance(a, Tensor) else a for a in arguments])
 
 
-def takes(x: Tensor, filters: Tensor, groups: int = 1) -> bool:
-    """Whether kernels can be called for a convolution of maps x with filters 3×3; if not, torch can, or says why not.
-
-    Where a mode watches torch's operators, it shall see them.
-    """
+def unwatched() -> bool:
+    """Whether nobody looks on who shall see torch's operators: no mode, no compiler, no autocast."""
     return (
         not torch.compiler.is_compiling()  # it drops the derivatives of functions: pytorch issue 193279
-        and x.device.type == filters.device.type == "cpu"
+        and _get_current_dispatch_mode() is None
+        and not torch.is_autocast_enabled("cpu")
+    )
+
+
+def takes(x: Tensor, filters: Tensor, groups: int = 1) -> bool:
+    """Whether kernels can be called for a convolution of maps with filters 3×3; if not, torch can, or says why not."""
+    return unwatched() and _fit(x, filters, groups)
+
+
+def _fit(x: Tensor, filters: Tensor, groups: int = 1) -> bool:
+    return (
+        x.device.type == filters.device.type == "cpu"
         and x.dtype == filters.dtype
         and x.dtype in TYPES
         and type(x) is Tensor
@@ -94,17 +103,19 @@ def takes(x: Tensor, filters: Tensor, groups: int = 1) -> bool:
         and filters.shape[1:] == (x.shape[1] // groups, 3, 3)
         and len(filters) // groups % lanes(x.dtype) == 0
         and there()
-        and _get_current_dispatch_mode() is None
-        and not torch.is_autocast_enabled("cpu")
     )
 
 
 def takes_blocks(x: Tensor, filters: Sequence[Tensor]) -> bool:
     """Whether kernels can be called for blocks one after another: each halves the maps, and has as many filters."""
+    return unwatched() and _fit_blocks(x, filters)
+
+
+def _fit_blocks(x: Tensor, filters: Sequence[Tensor]) -> bool:
     first, *others = filters
     wide = len(first)
     return (
-        takes(x, first)
+        _fit(x, first)
         and min(x.shape[2:]) >> len(filters) > 0
         and all(w.shape == (wide, wide, 3, 3) and type(w) in (Tensor, nn.Parameter) for w in others)
         and all(w.dtype == first.dtype and w.device == first.device for w in others)
@@ -291,22 +302,28 @@ def blocks_second(
     return g_a, g_a_inner, g_x, g_vectors, g_inner, *g_filters
 
 
-def takes_classifier(x: Tensor, labels: Tensor, filters: Sequence[Any], weight: Any, bias: Any) -> bool:
+def unseen() -> bool:
+    """Whether nobody looks on who shall see torch's functions either.
+
+    Under a transform tensors may have no memory that a kernel could read.
+    """
+    return unwatched() and _get_current_function_mode() is None and torch._C._functorch.peek_interpreter_stack() is None
+
+
+def fit_classifier(x: Tensor, labels: Tensor, filters: Sequence[Any], weight: Any, bias: Any) -> bool:
     """Whether `gradients` can be called for blocks one after another, and a linear map V, c of what they give."""
-    if any(t is None for t in (*filters, weight, bias)) or not takes_blocks(x, filters):
-        return False
-    if _get_current_function_mode() is not None or type(labels) is not Tensor:
-        return False
-    if labels.dtype != torch.int64 or labels.device != x.device or labels.shape != x.shape[:1]:
+    if any(t is None for t in (*filters, weight, bias)) or not _fit_blocks(x, filters):
         return False
     maps = sizes_of(x, filters, 1)
     return (
-        weight.shape[1:] == (maps.wide * maps.pixels(maps.depth) // maps.images,)
+        type(labels) is Tensor
+        and labels.dtype == torch.int64
+        and labels.device == x.device
+        and labels.shape == x.shape[:1]
+        and weight.shape[1:] == (maps.wide * maps.pixels(maps.depth) // maps.images,)
         and all(type(t) in (Tensor, nn.Parameter) and t.device == x.device for t in (weight, bias))
         and fits(bias, weight)
         and weight.dtype == x.dtype
-        and torch._C._functorch.peek_interpreter_stack()
-        is None  # whose tensors have no memory that a kernel could read
     )
 
 
@@ -353,4 +370,10 @@ def _like(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _pointers(tensors: Sequence[Tensor | None]) -> ctypes.Array:
-    return (ctypes.c_void_p * len(tensors))(*(None if t is None else t.data_ptr() for t in tensors))
+    return _array(len(tensors))(*[None if t is None else t.data_ptr() for t in tensors])
+
+
+@functools.cache
+def _array(length: int) -> type[ctypes.Array]:
+    """The type of so many pointers: ctypes makes it anew at every use, and leaves a cycle behind."""
+    return ctypes.c_void_p * length

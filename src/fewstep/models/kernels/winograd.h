@@ -12,6 +12,8 @@ namespace fewstep {
 
 constexpr Size CHUNK = 24;  // tiles at a time, at most: what they need stays in the second-level cache
 
+constexpr Size MANY = 48;  // for the gradient of filters, which goes through all products once for every so many tiles
+
 // As many tiles at a time as give every thread some, by the six rows that a product takes at once
 inline Size chunk(Size tiles) {
   const Size threads = omp_get_max_threads();
@@ -219,13 +221,13 @@ INLINE void winograd(Size pairs, const T *const *x, const T *const *w, const T *
 template <class T, int BEGIN, int END>
 void filter_products(Size pairs, const T *const *x, const T *const *a, T *products, Size g, Size begin, Size own,
                      Sizes z) {
-  const Size in = z.in, out = z.out, maps_size = apart<T>(CHUNK * in), gradients_size = apart<T>(CHUNK * own);
+  const Size in = z.in, out = z.out, maps_size = apart<T>(MANY * in), gradients_size = apart<T>(MANY * own);
   T *maps = scratch<T, TILES>(16 * (maps_size + gradients_size) + in + own), *gradients = maps + 16 * maps_size,
     *zeros = gradients + 16 * gradients_size;
   std::fill(zeros, zeros + in + own, T(0));
   for (Size p = 0; p < pairs; p++)
-    for (Size first = 0; first < z.tiles(); first += CHUNK) {
-      Size count = std::min(CHUNK, z.tiles() - first);
+    for (Size first = 0; first < z.tiles(); first += MANY) {
+      Size count = std::min(MANY, z.tiles() - first);
       maps_in<T, BEGIN, END>(z, x[p] + g * in, in, z.groups * in, first, count, zeros, maps);
       gradients_in<T, BEGIN, END>(z, a[p] + g * out + begin, own, z.groups * out, first, count, zeros, gradients);
       for (Size i = 4 * BEGIN; i < 4 * END; i++)
