@@ -114,7 +114,7 @@ def with_head(head):
 
 
 class Scaled(nn.Linear):
-    """Layers that Conv4 does not know are not plain, even where `forward` does not use what they add."""
+    """A class that may have a forward of its own."""
 
 
 def with_a_parameter(model):

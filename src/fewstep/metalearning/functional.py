@@ -128,22 +128,6 @@ class _Twin:
     training: tuple[bool, ...] = ()
 
 
-@contextlib.contextmanager
-def _filled(
-    twin: _Twin, parameters: dict[str, Tensor], given: Statistics | None = None, differentiable: bool = False
-) -> Iterator[Statistics]:
-    """A twin with these tensors, for a call; gives the statistics that its batch norms will have seen."""
-    twin.now.given, twin.now.differentiable, twin.now.seen = given, differentiable, {}
-    try:
-        for slot in twin.slots:
-            slot.tensors[slot.key] = parameters.get(slot.name, slot.empty)
-        yield twin.now.seen
-    finally:
-        for slot in twin.slots:
-            slot.tensors[slot.key] = slot.empty
-        twin.now.given, twin.now.differentiable, twin.now.seen = None, False, {}  # keep no tensor of a task alive
-
-
 def _on_meta(tensor: Tensor) -> Tensor:
     empty = tensor.detach().to("meta")
     return nn.Parameter(empty, requires_grad=False) if isinstance(tensor, nn.Parameter) else empty
@@ -252,6 +236,7 @@ class Functional:
         given: Statistics | None = None,
         differentiable: bool = False,
     ) -> tuple[Tensor, Statistics]:
+        seen: Statistics = {}
         inputs = x if isinstance(x, tuple) else (x,)
         with contextlib.ExitStack() as inside:
             if self._attention is not False:
@@ -260,8 +245,19 @@ class Functional:
             watch = inside.enter_context(AttentionWatch()) if self._attention is None else None
             inside.enter_context(half(self.precision, next(iter(parameters.values())).device))
             before = None if twin.training in self._draws else torch.get_rng_state()
-            with _filled(twin, parameters, given, differentiable) as seen:
+            twin.now.given, twin.now.differentiable, twin.now.seen = given, differentiable, seen
+            try:
+                for slot in twin.slots:
+                    slot.tensors[slot.key] = parameters.get(slot.name, slot.empty)
                 output = twin.module(*inputs)
+            finally:
+                for slot in twin.slots:
+                    slot.tensors[slot.key] = slot.empty
+                twin.now.given, twin.now.differentiable, twin.now.seen = (
+                    None,
+                    False,
+                    {},
+                )  # keep no tensor of a task alive
             output = _whole(output) if isinstance(output, Tensor) else tree_map(_whole, output)
             if before is not None:
                 self._draws[twin.training] = not torch.equal(before, torch.get_rng_state())
@@ -285,9 +281,8 @@ class Functional:
             self._formula_for[names] = enough and hasattr(self.twin, "cross_entropy_gradients")
         if not self._formula_for[names] or self.precision == "bf16" or isinstance(x, tuple):
             return None
-        model: Any
         with self._idle_twin() as twin:
-            model = twin.module
+            model: Any = twin.module
             formula = model.cross_entropy_gradients(x, labels)
         if formula is None:
             return None

@@ -131,17 +131,20 @@ class Conv4(nn.Module):
             if there - parameters.keys() or not native.unseen():
                 return None
             of = parameters.get
-            head: Any = (of("head.weight"), of("head.bias"))
+            weight: Any = of("head.weight")
+            bias: Any = of("head.bias")
             own: Any = list(map(of, filters))
-            if not native.fit_classifier(images, labels, own, *head):
+            if not native.fit_classifier(images, labels, own, weight, bias):
                 return None
-            of_shifts, of_weights, of_biases = (list(map(of, each)) for each in (shifts, weights, biases))
-            loss, moments, found = fused.gradients(
-                images, labels, head, own, of_shifts, of_weights, of_biases, eps, slope
+            vectors = fused.rows(own, *(list(map(of, each)) for each in (shifts, weights, biases)))
+            loss, moments, d_vectors, *d_head, d_filters = native.gradients(
+                images, labels, vectors, own, weight, bias, eps, slope
             )
             if math.isnan(loss.item()):
                 return None
-            return loss, dict(zip(names, found, strict=True)), dict(zip(norms, moments, strict=True))
+            found, rows = (*d_vectors.unbind(), *d_filters, *d_head), moments.unbind()
+            seen = zip(rows, rows[len(norms) :], strict=False)  # means, then variances, then what kernels keep
+            return loss, dict(zip(names, found, strict=True)), dict(zip(norms, seen, strict=False))
 
         return gradients
 

@@ -55,62 +55,44 @@ def blocks(
     settings = Settings(eps, slope, keep=torch.is_grad_enabled())
     if given and settings.keep:
         raise ValueError("given statistics have no derivatives here: call blocks under torch.no_grad()")
-    count = len(filters)
-    y, _, moments, *_ = _Blocks.apply(x, *_rows(filters, shifts, weights, biases, given), *filters, settings)
+    count, fixed, vectors = len(filters), None, rows(filters, shifts, weights, biases)
+    if given:
+        if len(given) != count:
+            raise ValueError(f"{count} blocks need as many statistics")
+        statistics = [t for kind in zip(*given, strict=True) for t in kind]
+        _check(filters[0], *statistics)
+        fixed = torch.stack(statistics)
+    y, _, moments, *_ = _Blocks.apply(x, vectors, fixed, *filters, settings)
     return y, moments[:count], moments[count : 2 * count]
 
 
-def _rows(
+def rows(
     filters: Sequence[Tensor],
     shifts: Sequence[Tensor | None],
     weights: Sequence[Tensor | None],
     biases: Sequence[Tensor | None],
-    given: Sequence[tuple[Tensor, Tensor]] | None,
-) -> tuple[Tensor, Tensor | None]:
-    """`vectors` and `given` as `native.blocks` takes them."""
-    first, count = filters[0], len(filters)
-    if any(len(each) != count for each in (shifts, weights, biases, given or filters)):
-        raise ValueError(f"{count} blocks need as many filters, shifts, weights, biases and statistics")
-    statistics = [t for kind in zip(*given, strict=True) for t in kind] if given else []
-    for vector in (*shifts, *weights, *biases, *statistics):
-        if vector is not None and not native.fits(vector, first):
-            raise ValueError(
-                f"the convolution gives {len(first)} channels of {first.dtype} on {first.device}; its bias or the norm "
-                f"after it has {tuple(vector.shape)} of {vector.dtype} on {vector.device}"
-            )
-    rows = [first.new_ones(len(first)) if t is None else t for t in weights]
-    rows += [first.new_zeros(len(first)) if t is None else t for t in (*biases, *shifts)]
-    return torch.stack(rows), torch.stack(statistics) if given else None
+) -> Tensor:
+    """`vectors` as `native.blocks` takes them: ones and zeros where there are none.
 
-
-def gradients(
-    x: Tensor,
-    labels: Tensor,
-    head: tuple[Any, Any],
-    filters: Sequence[Tensor],
-    shifts: Sequence[Tensor | None],
-    weights: Sequence[Tensor | None],
-    biases: Sequence[Tensor | None],
-    eps: float,
-    slope: float,
-) -> tuple[Tensor, list[tuple[Tensor, Tensor]], list[Tensor]]:
-    """The mean cross-entropy of V flatten(h_B) + c and its gradients, without a graph, where `native.fit_classifier`.
-
-    Args:
-        labels: (N,). head: V (ways, …) and c (ways,). The others are those of `blocks`.
-
-    Returns:
-        The loss, no number where a label has no output; mean and variance of every block; the gradients of every γ,
-        every β, every b and every W, of V and of c.
+    Raises:
+        ValueError: a vector of another length or type, too few or too many.
     """
-    vectors, _ = _rows(filters, shifts, weights, biases, None)
-    loss, moments, d_vectors, *d_head, d_filters = native.gradients(x, labels, vectors, filters, *head, eps, slope)
-    rows, count = moments.unbind(), len(filters)
-    return (
-        loss,
-        list(zip(rows[:count], rows[count : 2 * count], strict=True)),
-        [*d_vectors.unbind(), *d_filters, *d_head],
-    )
+    first, count = filters[0], len(filters)
+    if any(len(each) != count for each in (shifts, weights, biases)):
+        raise ValueError(f"{count} blocks need as many filters, shifts, weights and biases")
+    _check(first, *shifts, *weights, *biases)
+    each = [first.new_ones(len(first)) if t is None else t for t in weights]
+    each += [first.new_zeros(len(first)) if t is None else t for t in (*biases, *shifts)]
+    return torch.stack(each)
+
+
+def _check(filters: Tensor, *vectors: Tensor | None) -> None:
+    for vector in vectors:
+        if vector is not None and not native.fits(vector, filters):
+            raise ValueError(
+                f"the convolution gives {len(filters)} channels of {filters.dtype} on {filters.device}; its bias or "
+                f"the norm after it has {tuple(vector.shape)} of {vector.dtype} on {vector.device}"
+            )
 
 
 @dataclass(frozen=True)

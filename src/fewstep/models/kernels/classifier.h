@@ -58,7 +58,7 @@ INLINE void head(const T *h, const Size *labels, const T *weight, const T *bias,
   for (Size k = 0; k < ways; k++) transpose(d_turned + k * features, pixels, channels, d_weight + k * features);
 }
 
-// L of images and labels, and what it gives vectors, filters, V and c: without a graph, in one call. inner: room for
+// L of images and labels, and what it gives vectors, filters, V and c: without a graph, in one call. room: for
 // the maps between the blocks and after them, for their gradients, for z, for the largest dz and for the corners
 template <class T>
 void gradients(const T *x, const Size *labels, const T *vectors, const T *const *filters, const T *weight,
