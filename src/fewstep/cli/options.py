@@ -6,6 +6,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
+from tyro.conf import FlagCreatePairsOff
+
 from fewstep.errors import BadInput
 from fewstep.methods import Recipe
 from fewstep.training.choices import NAME, PATH, N, own
@@ -37,6 +39,8 @@ class Budget(BudgetInShort):
     """auto, loop, vectorized, recompute: equal results."""
     micro_batch: Annotated[int | None, N] = None
     """Tasks taken at a time: less memory, equal results."""
+    compile: Annotated[FlagCreatePairsOff[bool], own("")] = False
+    """Compile with torch: minutes at the first step."""
 
     def filled(self, recipe: Recipe) -> "Budget":
         """The same with the recipe's length where none is given."""
@@ -92,14 +96,15 @@ def as_arguments(*records: Any) -> list[str]:
     """The arguments that say what records of options hold beyond their defaults.
 
     Example:
-        >>> as_arguments(Budget(epochs=3, strategy="loop"))
-        ['--epochs', '3', '--strategy', 'loop']
+        >>> as_arguments(Budget(epochs=3, strategy="loop", compile=True))
+        ['--epochs', '3', '--strategy', 'loop', '--compile']
     """
     words: list[str] = []
     for record in records:
         for f in fields(record):
             value = getattr(record, f.name)
             if f.default is not MISSING and value != f.default:
+                flag = f"--{f.name.replace('_', '-')}"
                 for one in value if isinstance(value, tuple) else (value,):
-                    words += [f"--{f.name.replace('_', '-')}", str(one)]
+                    words += [flag] if f.default is False else [flag, str(one)]
     return words

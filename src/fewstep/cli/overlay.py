@@ -10,6 +10,7 @@ from fewstep.errors import BadInput, unknown
 # By verb: the option that is given without a flag.
 POSITIONAL = {"train": "preset", "evaluate": "directory", "compare": "entries", "ablate": "preset"}
 SEVERAL = "--seeds"  # the flag that takes several values; `--set` takes one, and may be repeated
+SWITCH = "--compile"  # the flag that takes none
 
 
 def with_config(arguments: list[str], verbs: dict[str, type]) -> list[str]:
@@ -54,6 +55,10 @@ def _flag(name: str, value: Any, path: str, key: str) -> list[str]:
         return [flag, *map(str, value)]
     if isinstance(value, list) and name == "set":
         return [word for one in value for word in (flag, str(one))]
+    if flag == SWITCH:
+        if not isinstance(value, bool):
+            raise BadInput(f"{path}: {key} is {value!r}; it must be true or false")
+        return [flag] if value else []
     if isinstance(value, dict | list):
         raise BadInput(f"{path}: {key} is a table or list; options are single values")
     return [flag, str(value)]
@@ -69,11 +74,11 @@ def _value(arguments: list[str], flag: str) -> str | None:
 
 
 def _positional_given(arguments: list[str]) -> bool:
-    """Whether an argument is neither a flag nor a flag's value; every flag takes one, `SEVERAL` all that follow."""
+    """Whether an argument is no flag and no flag's value; all take one, but `SEVERAL` what follows, `SWITCH` none."""
     flag = ""
     for argument in arguments:
         if argument.startswith("--"):
-            flag = "" if "=" in argument else argument
+            flag = "" if "=" in argument or argument == SWITCH else argument
         elif not flag:
             return True
         elif flag != SEVERAL:

@@ -186,6 +186,20 @@ class Functional:
         modes = (False,) * len(self._training) if model is None else (module.training for module in model.modules())
         self._training = tuple(modes)
 
+    def apart(self) -> "Functional":
+        """The same function, with twins that no call of this one takes."""
+        return copy.copy(self)
+
+    def follow(self, other: "Functional") -> None:
+        """Take over another's modes and precision."""
+        self._training, self.precision = other._training, other.precision
+
+    @property
+    def ready(self) -> bool:
+        """Whether a call does nothing that is done once."""
+        known = self.shareable is not None and bool(self._idle)
+        return known and self._idle[-1].training == self._training
+
     @property
     def shareable(self) -> bool | None:
         """Whether threads may call it at once without disturbing one another; None before the first call."""
@@ -238,32 +252,34 @@ class Functional:
     ) -> tuple[Tensor, Statistics]:
         seen: Statistics = {}
         inputs = x if isinstance(x, tuple) else (x,)
-        with contextlib.ExitStack() as inside:
-            if self._attention is not False:
-                inside.enter_context(self._lock)  # the choice of kernels is the whole process's
-                inside.enter_context(math_attention())
-            watch = inside.enter_context(AttentionWatch()) if self._attention is None else None
-            inside.enter_context(half(self.precision, next(iter(parameters.values())).device))
-            before = None if twin.training in self._draws else torch.get_rng_state()
+        known = self._attention is False and twin.training in self._draws
+        with contextlib.nullcontext() if known else self._looking(twin.training):
             twin.now.given, twin.now.differentiable, twin.now.seen = given, differentiable, seen
             try:
                 for slot in twin.slots:
                     slot.tensors[slot.key] = parameters.get(slot.name, slot.empty)
-                output = twin.module(*inputs)
+                with half(self.precision, next(iter(parameters.values())).device):
+                    output = twin.module(*inputs)
+                    output = _whole(output) if isinstance(output, Tensor) else tree_map(_whole, output)
             finally:
                 for slot in twin.slots:
                     slot.tensors[slot.key] = slot.empty
-                twin.now.given, twin.now.differentiable, twin.now.seen = (
-                    None,
-                    False,
-                    {},
-                )  # keep no tensor of a task alive
-            output = _whole(output) if isinstance(output, Tensor) else tree_map(_whole, output)
+                twin.now.given, twin.now.differentiable, twin.now.seen = None, False, {}  # keep no task's tensor alive
+        return output, seen
+
+    @contextlib.contextmanager
+    def _looking(self, training: tuple[bool, ...]) -> Iterator[None]:
+        """Attention by its plain formula; and what is not known yet of the model is found out."""
+        with contextlib.ExitStack() as inside:
+            inside.enter_context(self._lock)  # the choice of kernels is the whole process's
+            inside.enter_context(math_attention())
+            watch = inside.enter_context(AttentionWatch()) if self._attention is None else None
+            before = None if training in self._draws else torch.get_rng_state()
+            yield
             if before is not None:
-                self._draws[twin.training] = not torch.equal(before, torch.get_rng_state())
+                self._draws[training] = not torch.equal(before, torch.get_rng_state())
             if watch:
                 self._attention = watch.seen
-        return output, seen
 
     def cross_entropy_gradients(
         self, names: tuple[str, ...], x: Any, labels: Tensor

@@ -16,7 +16,7 @@ from fewstep.metalearning.predictor import Predictor
 from fewstep.metalearning.randomness import rewinder
 from fewstep.metalearning.ranks import Ranks
 from fewstep.metalearning.side_by_side import at_once
-from fewstep.metalearning.strategies import STRATEGIES, Strategy
+from fewstep.metalearning.strategies import COMPILED, STRATEGIES, Strategy
 from fewstep.metalearning.tree import Tree, tensors_of
 from fewstep.methods import Method
 from fewstep.methods.parts import Statistics as StatisticsPolicy
@@ -66,6 +66,8 @@ class Learner(nn.Module):
         micro_batch: tasks of a meta-batch taken at a time, to bound the memory of `vectorized`; all where None.
         precision: of convolutions and matrix products: `float32`, `tf32` (CUDA rounds their operands), or `bf16`: in
             bfloat16; norms, losses, updates and gradients stay as they are.
+        compiled: have torch compile the meta-gradient, under `loop` a task's, under `vectorized` that of all. It takes
+            minutes at the first step; see `fewstep.metalearning.compiled`.
 
     Raises:
         BadInput: nothing to adapt, an unknown strategy or precision, an empty micro-batch, labels that the
@@ -90,6 +92,7 @@ class Learner(nn.Module):
         strategy: str = "auto",
         micro_batch: int | None = None,
         precision: str = "float32",
+        compiled: bool = False,
     ):
         super().__init__()
         self.micro_batch = micro_batch
@@ -99,6 +102,7 @@ class Learner(nn.Module):
         self.ranks = Ranks()  # the processes that share each meta-batch: this one alone, or see `fewstep.torchrun`
         self._forward = Functional(model)
         self.precision = precision
+        self.compiled = compiled
         self._widths: dict[Any, int] = {}  # of the output, by shape of the input
         self._loops_only = False  # vmap was tried and cannot take the model
         trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -223,15 +227,15 @@ class Learner(nn.Module):
                 without a second derivative under second order.
         """
         self.check(tree_map(lambda t: t[0], batch.support_x), batch.support_y)
-        plan = Plan(self.method.order(progress), self.method.step_weights(progress, self.method.steps))
+        weights = self.method.step_weights(progress, self.method.steps)
+        plan = Plan(self.method.order(progress), [weight or None for weight in weights])
         policy = "support" if self.method.norm.statistics == "support" else "batch"
         self._forward.train_like(self.model)
         inner, sharpness = self.inner_loop(policy, sharp=True), self.method.sharpness
 
         def at(point: Parameters, strategy: str) -> Result:
-            return self.ranks.pooled(
-                lambda part: self._in_pieces(STRATEGIES[strategy], inner, plan, point, part), batch
-            )
+            function = (COMPILED if self.compiled else STRATEGIES)[strategy]
+            return self.ranks.pooled(lambda part: self._in_pieces(function, inner, plan, point, part), batch)
 
         def run(strategy: str) -> Result:
             rewind = rewinder(self.device)
@@ -298,6 +302,8 @@ class Learner(nn.Module):
         strategy = strategy or self.strategy
         if strategy not in ("auto", *STRATEGIES):
             raise unknown("strategy", strategy, ["auto", *STRATEGIES])
+        if self.compiled and strategy not in ("auto", *COMPILED):
+            raise BadInput(f"strategy {strategy} cannot be compiled; take {' or '.join(COMPILED)}, or do not compile")
         if strategy != "auto":
             return strategy
         if self._loops_only:

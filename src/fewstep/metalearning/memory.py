@@ -82,7 +82,7 @@ def memory_needed(
     """
     tried = copy.copy(learner)  # of the same tensors
     tried.ranks = Ranks()  # processes that train as one need not measure as one
-    tried.strategy = strategy or learner.strategy
+    tried.strategy, tried.compiled = strategy or learner.strategy, False  # compiling would take minutes
     rewind = rewinder(learner.device)
     try:
         peak = _peak(tried, batch, available)

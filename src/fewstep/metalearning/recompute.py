@@ -51,13 +51,13 @@ class _Task:
         total: Any = 0.0
         adjoint = {name: torch.zeros_like(self.meta.model[name]) for name in inner.adapted}
         for state in reversed(states):
-            weight = self.plan.step_weights[max(state.step - 1, 0)] if state.step or not steps else 0.0
+            weight = self.plan.step_weights[max(state.step - 1, 0)] if state.step or not steps else None
             state, fast = self._detached(state)
-            if weight or state.step == steps:
+            if weight is not None or state.step == steps:
                 logits = inner.predict(self.meta, state, sx, qx)
                 if state.step == steps:
                     final = logits.detach()
-            if weight:
+            if weight is not None:
                 loss = weight * inner.method.meta_loss(inner.loss(logits, qy), self.meta.model, fast)
                 total = total + loss.detach()
                 adjoint = _sum(adjoint, self._pull_back([loss], None, fast))

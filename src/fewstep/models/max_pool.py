@@ -32,7 +32,7 @@ def max_pool(x: Tensor) -> Tensor:
     """
     if torch.compiler.is_compiling():
         # The compiler of torch drops a function's own derivatives: pytorch issue 193279.
-        return F.max_pool2d(x, 2)
+        return F.max_pool2d(x.contiguous(), 2)  # under vmap torch has a second derivative for this layout alone
     return _MaxPool.apply(x)[0]
 
 

@@ -1,0 +1,165 @@
+"""The compiled meta-gradient against the same uncompiled."""
+
+import copy
+import shutil
+
+import pytest
+import torch
+from problems import conv_learner, images, lively, mlp_learner, relative, vectors
+from torch import nn
+
+import fewstep
+from fewstep.metalearning import compiled
+from fewstep.metalearning.memory import memory_needed
+from fewstep.methods.presets import PRESETS
+from fewstep.models import Conv4
+
+
+@pytest.fixture
+def traced(monkeypatch):
+    """Graphs as inductor would get them, run as they are: the same functions in a hundredth of the time.
+
+    Each graph is counted.
+    """
+    graphs = []
+
+    def run_as_it_is(graph, _inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(compiled, "inductor", run_as_it_is)
+    yield graphs
+    torch.compiler.reset()
+
+
+def both(learner, batch, progress=0.0):
+    learner.compiled = False
+    plain = learner.meta_gradient(batch, progress)
+    learner.compiled = True
+    return learner.meta_gradient(batch, progress), plain
+
+
+def close(one, other, tolerance=1e-10):
+    assert one.gradients.keys() == other.gradients.keys()
+    assert relative(one.gradients, other.gradients) < tolerance
+    outcomes = [(r.loss, r.query_logits, r.task_losses, r.statistics) for r in (one, other)]
+    torch.testing.assert_close(*outcomes, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("strategy", ["loop", pytest.param("vectorized", marks=pytest.mark.slow)])
+def test_every_preset_gives_the_same(name, strategy, traced):
+    learner = conv_learner(lively(name, at_most=2), filters=8, size=8, strategy=strategy, blocks=2)
+    close(*both(learner, images(size=8, tasks=3)))
+    assert traced
+
+
+def test_training_goes_on_with_the_same_graphs(traced):
+    """New values, evaluation in between and annealed weights make no new graph; a new set of query passes does."""
+    learner, batch = conv_learner(fewstep.preset("maml++", steps=2), filters=8, size=8, blocks=2), images(size=8)
+    close(*both(learner, batch, 0.01))
+    first = len(traced)
+    with torch.no_grad():
+        for parameter in learner.meta_parameters().values():
+            parameter.add_(0.1)
+    learner.update_running(learner.meta_gradient(batch, 0.02).statistics)
+    fewstep.evaluate(learner, lambda tasks: images(size=8, tasks=len(tasks)), 9)
+    close(*both(learner, batch, 0.03))
+    assert len(traced) == first
+    assert learner.method.step_weights(0.01, 2) != learner.method.step_weights(0.03, 2)
+    close(*both(learner, batch, 0.2))  # the last query pass alone
+    assert len(traced) > first
+
+
+@pytest.mark.usefixtures("traced")
+def test_learners_do_not_share_what_is_compiled():
+    for slope in (0.0, 0.5):
+        for model in (Conv4(3, 1, 8, 8, blocks=2, negative_slope=slope).double() for _ in range(2)):
+            close(*both(fewstep.Learner(model, fewstep.preset("fomaml", steps=1)), images(size=8)))
+    learner = mlp_learner(fewstep.preset("maml", steps=1))
+    close(*both(learner, vectors()))
+    close(*both(copy.deepcopy(learner), vectors()))
+
+
+@pytest.mark.usefixtures("traced")
+def test_micro_batches_and_modes():
+    learner = conv_learner(fewstep.preset("maml", steps=1), filters=8, size=8, blocks=2, strategy="vectorized")
+    learner.micro_batch = 2
+    close(*both(learner, images(size=8, tasks=3)))
+    learner.model.eval()
+    close(*both(learner, images(size=8, tasks=3)))
+
+
+@pytest.mark.usefixtures("traced")
+def test_zero_steps():
+    close(*both(mlp_learner(fewstep.preset("maml", steps=0)), vectors()))
+
+
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="torch's compiler needs another")
+@pytest.mark.parametrize("strategy", [pytest.param("loop", marks=pytest.mark.slow), "vectorized"])
+def test_compiled_code_gives_the_same(strategy):
+    """By the real compiler, which takes seconds for this little."""
+    learner = mlp_learner(fewstep.preset("maml", steps=1), strategy=strategy)
+    close(*both(learner, vectors()))
+    torch.compiler.reset()
+
+
+class Branching(nn.Linear):
+    def forward(self, x):
+        return super().forward(x if x.sum() > 0 else -x)
+
+
+class Attending(nn.Linear):
+    def forward(self, x):
+        return super().forward(nn.functional.scaled_dot_product_attention(*[x[:, None]] * 3)[:, 0])
+
+
+class _Twice(torch.autograd.Function):
+    @staticmethod
+    def forward(x):
+        return x * 2
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(_ctx, a):
+        return a * 2
+
+
+class Doubling(nn.Linear):
+    def forward(self, x):
+        return _Twice.apply(super().forward(x))
+
+
+@pytest.mark.usefixtures("traced")
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        (nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.5)), "no model that has attention or draws random numbers"),
+        (Attending(4, 3), "no model that has attention"),
+        (Branching(4, 3), r"torch cannot compile this model with this method \(.+\); train it uncompiled"),
+        (Doubling(4, 3), "a torch.autograd.Function in it would lose its own derivative"),
+    ],
+)
+def test_what_cannot_be_compiled_is_said(model, reason):
+    learner = fewstep.Learner(model.double(), fewstep.preset("maml", steps=1), compiled=True, strategy="loop")
+    with pytest.raises(fewstep.BadInput, match=reason):
+        learner.meta_gradient(vectors())
+    learner.compiled = False
+    learner.meta_gradient(vectors())
+
+
+def test_recompute_is_not_compiled():
+    learner = fewstep.Learner(nn.Linear(4, 3).double(), fewstep.preset("maml"), strategy="recompute", compiled=True)
+    with pytest.raises(fewstep.BadInput, match="strategy recompute cannot be compiled; take loop or vectorized"):
+        learner.meta_gradient(vectors())
+
+
+def test_the_estimate_of_memory_compiles_nothing(traced):
+    learner = mlp_learner(fewstep.preset("maml", steps=2))
+    learner.compiled = True
+    assert memory_needed(learner, vectors()).bytes > 0
+    assert not traced
+    assert learner.compiled
