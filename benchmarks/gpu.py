@@ -37,20 +37,23 @@ WARM_UP = 3
 
 
 class Contender(NamedTuple):
-    """An implementation and how it is asked to compute; `strategy` is for ours alone."""
+    """An implementation and how it is asked to compute; `strategy` and `compiled` are for ours alone."""
 
     implementation: str
     precision: str = "float32"
     strategy: str | None = None
+    compiled: bool = False
 
     @property
     def label(self) -> str:
-        return " ".join(filter(None, (self.implementation, self.strategy, self.precision)))
+        return " ".join(
+            filter(None, (self.implementation, self.strategy, self.precision, self.compiled and "compiled"))
+        )
 
 
-def contenders(precisions: list[str]) -> list[Contender]:
-    """Ours in each precision, then the others in those that they know."""
-    ours = [Contender("fewstep", precision, "vectorized") for precision in precisions]
+def contenders(precisions: list[str], compiled: bool) -> list[Contender]:
+    """Ours in each precision, compiled too where asked for, then the others in those that they know."""
+    ours = [Contender("fewstep", p, "vectorized", c) for p in precisions for c in (False, True) if compiled or not c]
     theirs = [Contender(name, p) for p in precisions if p != "bf16" for name in OTHERS]
     return ours + theirs
 
@@ -60,7 +63,9 @@ def build(c: Contender, w: Workload, device: torch.device, dtype: torch.dtype = 
     module = importlib.import_module(IMPLEMENTATIONS[c.implementation])
     begin = Start(*({name: t.to(device, dtype) for name, t in part.items()} for part in start(w)))
     batch = Batch(*(t.to(device) for t in tasks(w).to(dtype)))
-    return module.build(w, begin, batch, *((c.strategy, c.precision) if c.strategy else ()))
+    if not c.strategy:
+        return module.build(w, begin, batch)
+    return module.build(w, begin, batch, c.strategy, precision=c.precision, compiled=c.compiled)
 
 
 def synchronize(device: torch.device) -> None:
@@ -179,6 +184,7 @@ def main(arguments: list[str] | None = None) -> int:
     add("--device", default="auto")
     add("--only", nargs="+", choices=WORKLOADS, default=list(WORKLOADS))
     add("--precisions", nargs="+", choices=("float32", "tf32", "bf16"), default=["float32", "tf32", "bf16"])
+    add("--compile", action="store_true", help="ours compiled by torch too, with CUDA graphs (minutes a workload)")
     add("--repeats", type=int, default=7)
     add("--scale", type=float, default=1.0, help="smaller shapes, to see whether everything runs (default 1)")
     add("--threads", type=int, default=None)
@@ -190,7 +196,7 @@ def main(arguments: list[str] | None = None) -> int:
                               "workloads": {}}  # fmt: skip
     for name in asked.only:
         w = WORKLOADS[name] if asked.scale == 1 else WORKLOADS[name].scaled(asked.scale)
-        those = contenders(asked.precisions)
+        those = contenders(asked.precisions, asked.compile and not w.predict)
         record["workloads"][name] = measure(w, device, those, asked.repeats, lambda line: print(line, file=sys.stderr))
         print("\n".join([f"{name}  {w.what}", *lines(record["workloads"][name])]), flush=True)
         if asked.json:

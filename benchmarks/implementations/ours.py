@@ -1,6 +1,7 @@
 """fewstep: a `Learner` as users build it, by the strategy that it chooses or by a forced one."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,15 +17,15 @@ def supports(w: Workload) -> bool:  # noqa: ARG001 - it can write everything
     return True
 
 
-def learner(w: Workload, begin: Start, strategy: str, precision: str = "float32") -> fewstep.Learner:
-    """The method of a workload, with the weights that every implementation starts from."""
+def learner(w: Workload, begin: Start, strategy: str, **options: Any) -> fewstep.Learner:
+    """The method of a workload, with the weights that every implementation starts from; `options` as `Learner`'s."""
     if w.plus:  # at its most expensive: second order and every query loss, as in its first epochs
         parts = {"rule": PerLayerPerStep(w.rate), "order": SecondOrder(), "step_weights": Uniform()}
         method = fewstep.preset("maml++", steps=w.steps, **parts)
     else:
         method = fewstep.preset("maml" if w.second else "fomaml", steps=w.steps, rule__rate=w.rate)
     model = Conv4(w.ways, w.channels, w.filters, w.size).to(begin.weights["head.bias"])
-    made = fewstep.Learner(model, method, strategy=strategy, precision=precision)
+    made = fewstep.Learner(model, method, strategy=strategy, **options)
     with torch.no_grad():
         for name, p in made.meta_parameters().items():
             part, _, rest = name.partition(".")
@@ -33,9 +34,9 @@ def learner(w: Workload, begin: Start, strategy: str, precision: str = "float32"
 
 
 def build(
-    w: Workload, begin: Start, batch: Batch, strategy: str = "auto", precision: str = "float32"
+    w: Workload, begin: Start, batch: Batch, strategy: str = "auto", **options: Any
 ) -> Callable[[], dict[str, Tensor]]:
-    made, tasks = learner(w, begin, strategy, precision), fewstep.TaskBatch(*batch)
+    made, tasks = learner(w, begin, strategy, **options), fewstep.TaskBatch(*batch)
 
     def meta_gradient() -> dict[str, Tensor]:
         found = made.meta_gradient(tasks).gradients

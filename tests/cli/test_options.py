@@ -31,7 +31,10 @@ RECORDS = st.builds(
 @settings(deadline=None, max_examples=20)
 @given(RECORDS)
 def test_arguments_say_all_that_a_record_holds(choices):
-    images, budget = Images(split="lake", invert=False, downsample="stride"), Budget(epochs=3, strategy="loop")
+    images, budget = (
+        Images(split="lake", invert=False, downsample="stride"),
+        Budget(epochs=3, strategy="loop", compile=True),
+    )
     words = ["maml", *as_arguments(choices, images, budget)]
     parsed = tyro.cli(Train, args=words)
     assert (parsed.choices, parsed.images, parsed.budget) == (choices, images, budget)
@@ -60,6 +63,9 @@ def test_unknown_options_name_the_nearest(verb):
         ("entries = ['maml']\nseeds = [0, 1]", ["anil"], "--seeds 0 1 --config FILE anil"),
         ("entries = ['maml']\nseeds = [0, 1]", ["--seeds", "2", "3"], "maml --seeds 0 1 --config FILE --seeds 2 3"),
         ("set = ['steps=1', 'norm.affine=shared']", ["anil"], "--set steps=1 --set norm.affine=shared"),
+        ("compile = true\nepochs = 2", ["anil"], "compare --compile --epochs 2 --config FILE anil"),
+        ("compile = false\nepochs = 2", ["anil"], "compare --epochs 2 --config FILE anil"),
+        ("entries = ['maml']", ["--compile", "anil"], "compare --config FILE --compile anil"),
     ],
 )
 def test_a_config_file_may_list_what_takes_several(tmp_path, written, given, expected):
@@ -78,6 +84,13 @@ def test_laid_seeds_do_not_swallow_what_follows(tmp_path):
     laid = with_config(["compare", "maml", "anil", "--config", str(path)], VERBS)
     parsed = tyro.cli(Compare, args=laid[1:])
     assert (parsed.entries, parsed.measuring.seeds) == (("maml", "anil"), (4, 5))
+
+
+def test_a_switch_in_a_file_is_on_or_off(tmp_path):
+    path = tmp_path / "c.toml"
+    path.write_text("compile = 'yes'")
+    with pytest.raises(BadInput, match="compile is 'yes'; it must be true or false"):
+        with_config(["train", "maml", "--config", str(path)], VERBS)
 
 
 def test_other_lists_are_refused(tmp_path):

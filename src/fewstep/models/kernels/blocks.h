@@ -82,14 +82,14 @@ void blocks(const T *x, const T *vectors, const T *const *filters, T eps, T slop
     };
     if (b[i].in < W<T>) {
       const Patchwise<T> convolution(1, &x, filters + i, nullptr, b[i]);
-      norm([&](Size n, Size i) {
-        T *to = corner ? maps + n * s.image() + s.strip(i) : scratch<T, STRIP>(s.strip(1));
-        convolution.rows(n * s.height + 2 * i, s.rows(i), to);
+      norm([&](Size n, Size j) {
+        T *to = corner ? maps + n * s.image() + s.strip(j) : scratch<T, STRIP>(s.strip(1));
+        convolution.rows(n * s.height + 2 * j, s.rows(j), to);
         return to;
       });
     } else {
       convolve<T>(1, &x, filters + i, nullptr, maps, false, b[i]);
-      norm([&](Size n, Size i) { return maps + n * s.image() + s.strip(i); });
+      norm([&](Size n, Size j) { return maps + n * s.image() + s.strip(j); });
     }
     for (Size c = 0; !given && c < b.channels(); c++) m[SHIFTED_MEAN][c] = m[MEAN][c] + own[SHIFT][c];
     x = out;
@@ -118,12 +118,12 @@ void blocks_first(const T *a, const T *a_inner, const T *x, const T *vectors, co
     if (!down && b[i].in < W<T>) {
       const PatchwiseGradient<T> gradient(b[i], s.parts());
       norm([&](Size, Size) { return scratch<T, STRIP>(s.strip(1)); },
-           [&](Size part, Size n, Size i, const T *dz) {
-             gradient.rows(n * s.height + 2 * i, s.rows(i), in, dz, part, i > s.first(part));
+           [&](Size part, Size n, Size j, const T *dz) {
+             gradient.rows(n * s.height + 2 * j, s.rows(j), in, dz, part, j > s.first(part));
            });
       gradient.finish(d_filters[i]);
     } else {
-      norm([&](Size n, Size i) { return room + n * s.image() + s.strip(i); }, [](Size, Size, Size, const T *) {});
+      norm([&](Size n, Size j) { return room + n * s.image() + s.strip(j); }, [](Size, Size, Size, const T *) {});
       correlate<T>(1, &in, &dz, d_filters[i], b[i]);
       if (down) convolve<T>(1, &dz, filters + i, nullptr, down, true, b.turned(i));
     }
@@ -173,14 +173,14 @@ void blocks_second(const T *u_x, const T *u_vectors, const T *const *u_filters, 
       const Patchwise<T> convolution(u_w != nullptr, given + 1, through + 1, nullptr, b[i]);
       const PatchwiseGradient<T> gradient(b[i], s.parts());
       norm(
-          [&](Size n, Size i, T *u_z) {
+          [&](Size n, Size j, T *u_z) {
             if (u_w)
-              convolution.rows(n * s.height + 2 * i, s.rows(i), u_z);
+              convolution.rows(n * s.height + 2 * j, s.rows(j), u_z);
             else
-              std::fill(u_z, u_z + s.rows(i) * s.width * s.channels, T(0));
+              std::fill(u_z, u_z + s.rows(j) * s.width * s.channels, T(0));
           },
-          [&](Size part, Size n, Size i, const T *g_z) {
-            gradient.rows(n * s.height + 2 * i, s.rows(i), in, g_z, part, i > s.first(part));
+          [&](Size part, Size n, Size j, const T *g_z) {
+            gradient.rows(n * s.height + 2 * j, s.rows(j), in, g_z, part, j > s.first(part));
           });
       gradient.finish(g_filters[i]);
     } else {
@@ -192,7 +192,7 @@ void blocks_second(const T *u_x, const T *u_vectors, const T *const *u_filters, 
       if (u || (u_w && g_in))  // cheaper to compute again than to keep
         pool_norm_first<T>(
             of_out, maps, own[WEIGHT], own[BIAS], corners, m[MEAN], m[RSTD], d[WEIGHT], d[BIAS], slope,
-            [&](Size n, Size i) { return dz + n * s.image() + s.strip(i); }, [](Size, Size, Size, const T *) {}, s);
+            [&](Size n, Size j) { return dz + n * s.image() + s.strip(j); }, [](Size, Size, Size, const T *) {}, s);
       const T *inputs[2] = {in, u}, *outputs[2] = {g_z, dz};
       if (g_in) convolve<T>(1 + (u_w != nullptr), outputs, through, nullptr, g_in, true, b.turned(i));
       correlate<T>(1 + (u != nullptr), inputs, outputs, g_filters[i], b[i]);

@@ -119,11 +119,11 @@ INLINE void pool_norm(const Maps &maps, const T *weight, const T *bias, T eps, T
       Vec<T> d = load(x + p) - load(middle + c);
       store(squares + c, load(squares + c) + d * d);
     });
-    const T share = T(pixels) / (before + pixels);  // the moments of two parts, as of the whole
+    const T portion = T(pixels) / (before + pixels);  // the moments of two parts, as of the whole
     for (Size c = 0; c < channels; c++) {
       T delta = middle[c] - own[c];
-      own[c] += delta * share;
-      squares[c] += delta * delta * (before * share);
+      own[c] += delta * portion;
+      squares[c] += delta * delta * (before * portion);
     }
   });
   T *scale = moments + parts * 3 * channels, *shift = scale + channels;
@@ -131,9 +131,9 @@ INLINE void pool_norm(const Maps &maps, const T *weight, const T *bias, T eps, T
     T all = 0, squares = 0;
     for (Size part = 0, before = 0; part < parts; part++) {
       T *own = moments + part * 3 * channels + c, delta = own[0] - all,
-        share = T(s.pixels(part)) / (before + s.pixels(part));
-      all += delta * share;
-      squares += own[channels] + delta * delta * (before * share);
+        portion = T(s.pixels(part)) / (before + s.pixels(part));
+      all += delta * portion;
+      squares += own[channels] + delta * delta * (before * portion);
       before += s.pixels(part);
     }
     if (!given) mean[c] = all, var[c] = squares / (s.images * s.height * s.width);
