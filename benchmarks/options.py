@@ -28,12 +28,14 @@ from benchmarks.workloads import WORKLOADS
 
 BEGIN, END = "<!-- options: begin -->", "<!-- options: end -->"
 OPTIONS: dict[str, dict[str, Any]] = {"default": {}, "bf16": {"precision": "bf16"}, "compile": {"compiled": True}}
-DATA, SEEDS = ("strokes", "omniglot"), (0, 1, 2)
+# Exact results that are summed in another order: how far trainings go apart by rounding alone.
+TRAININGS = {**OPTIONS, "recompute": {"strategy": "recompute"}}
+DATA = ("strokes", "omniglot")
 BUDGET = {"epochs": 2, "iterations": 60, "meta_batch": 4, "validation_tasks": 100}
 SMALL = {"filters": 16, "queries": 5}
 SINUSOID = "sinusoid"  # beside the workloads: tiny tasks of a small MLP, as `fewstep train maml` has them
 TRAINED = [*(name for name, w in WORKLOADS.items() if not w.predict), SINUSOID]
-T95 = 4.303  # Student's t of 95 % for three values
+T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # Student's t of 95 % for 2, 3, … 10 values
 
 
 def step(workload: str, option: str, threads: int) -> Any:
@@ -97,10 +99,11 @@ def accuracy(data: str, seed: int, option: str, directory: Path, data_dir: str |
     from fewstep.training.experiment import Experiment
     from fewstep.training.trainer import train
 
-    settings = OPTIONS[option]
+    settings = TRAININGS[option]
     given = {**SMALL, "data": data, "seed": seed, "precision": settings.get("precision")}
     learner, tasks = Experiment("maml", **given, data_dir=data_dir).build()  # type: ignore[arg-type]
-    learner.compiled = settings.get("compiled", False)
+    for name, value in settings.items():
+        setattr(learner, name, value)
     config = {"experiment": Experiment("maml", **given).to_json()}  # type: ignore[arg-type]
     run = train(learner, tasks, directory / f"{data}-{option}-s{seed}", **BUDGET, config=config)  # type: ignore[arg-type]
     last = [r for r in run.metrics() if r["kind"] == "validation"][-1]
@@ -115,7 +118,7 @@ def difference(values: list[float], default: list[float]) -> tuple[float, float]
         0.1
     """
     each = [a - b for a, b in zip(values, default, strict=True)]
-    return round(mean(each), 6), T95 * stdev(each) / math.sqrt(len(each))
+    return round(mean(each), 6), T95[len(each) - 2] * stdev(each) / math.sqrt(len(each))
 
 
 def markdown(results: dict[str, Any]) -> str:
@@ -134,14 +137,12 @@ def markdown(results: dict[str, Any]) -> str:
     if trained := results.get("accuracy"):
         body = []
         for data, by_option in trained.items():
-            default = by_option["default"]
             for option, values in by_option.items():
-                listed = ", ".join(f"{100 * v:.1f}" for v in values)
-                mid, half = difference(values, default)
+                listed = ", ".join(f"{100 * v:.1f}" for v in values.values())
+                mid, half = difference(list(values.values()), [by_option["default"][seed] for seed in values])
                 shown = "–" if option == "default" else f"{100 * mid:+.1f} ± {100 * half:.1f}"
                 body.append([data, option, listed, shown])
-        seeds = ", ".join(map(str, SEEDS))
-        head = ["data", "option", f"accuracy in %, seeds {seeds}", "less the default's, points"]
+        head = ["data", "option", "accuracy in %, seeds 0, 1, …", "less the default's, points"]
         parts.append(rows(head, *body))
     parts.append(f"{results['machine']['processor']}, {results['machine']['cores']} cores.")
     return "\n\n".join(parts) + "\n"
@@ -156,18 +157,23 @@ def main(arguments: list[str] | None = None) -> None:
     add("workloads", nargs="*", metavar="W", help=f"of {', '.join(TRAINED)}")
     add("--rounds", type=int, default=7, help="of timings (default 7)")
     add("--threads", type=int, default=2, help="of the process (default 2)")
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="of trainings (default 0 1 2)")
+    add("--options", nargs="+", default=list(TRAININGS), choices=TRAININGS, metavar="O", help=", ".join(TRAININGS))
     add("--data-dir", metavar="PATH", help="where omniglot lies")
     add("--directory", type=Path, default=Path("runs/options"), metavar="PATH", help="of the trainings")
     add("--json", type=Path, metavar="PATH", help="the record")
     add("--table", type=Path, metavar="PATH", help="put the tables between the marks of a document")
     options = parser.parse_args(arguments)
     known(parser, "workload that trains", options.workloads, TRAINED)
+    if bool(options.workloads) != (options.what in ("speed", "first")):
+        parser.error("name workloads for speed, and for nothing else")
     if options.what == "first":
         print(first(options.workloads[0], options.threads))
         return
     there = options.json is not None and options.json.is_file()
     results: dict[str, Any] = json.loads(options.json.read_text()) if there else {}
-    results["machine"] = machine()
+    if options.what != "show":
+        results["machine"] = machine()
 
     def keep() -> None:
         if options.json:
@@ -185,9 +191,10 @@ def main(arguments: list[str] | None = None) -> None:
 
         torch.set_num_threads(options.threads)
         for data in DATA:
-            for option in OPTIONS:
-                values = [accuracy(data, seed, option, options.directory, options.data_dir) for seed in SEEDS]
-                results.setdefault("accuracy", {}).setdefault(data, {})[option] = values
+            for option in options.options:
+                values = results.setdefault("accuracy", {}).setdefault(data, {}).setdefault(option, {})
+                for seed in options.seeds:
+                    values[str(seed)] = accuracy(data, seed, option, options.directory, options.data_dir)
                 keep()
     if options.what == "show":
         keep()

@@ -107,7 +107,7 @@ class Contest:
             for name, training in ready:
                 learner, _ = training.experiment.build(self.data(training.experiment))
                 learner.to(where)
-                learner.strategy, learner.micro_batch = self.budget.strategy, self.budget.micro_batch
+                self.budget.tell(learner)
                 training.run.load(learner)
                 try:
                     evaluate(learner, tasks, 1)  # what is done once a process is nobody's time

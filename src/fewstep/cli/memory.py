@@ -8,6 +8,7 @@ import torch
 from fewstep.errors import BadInput
 from fewstep.metalearning.learner import Learner
 from fewstep.metalearning.memory import Need, memory_needed
+from fewstep.metalearning.strategies import COMPILED
 from fewstep.tasks.batch import TaskBatch
 
 CGROUP = Path("/sys/fs/cgroup")
@@ -46,7 +47,7 @@ def advice(learner: Learner, batch: TaskBatch, need: Need, free: int) -> str:
     if fitting := need.fitting(free):
         return f"use --micro-batch {fitting} (about {gigabytes(need.fixed + need.each * fitting)}, equal results)"
     for strategy in ("loop", "recompute"):
-        if need.strategy == strategy or need.strategy == "recompute":
+        if need.strategy in (strategy, "recompute") or (learner.compiled and strategy not in COMPILED):
             continue
         less = memory_needed(learner, batch, strategy, free)
         if less.bytes <= free:

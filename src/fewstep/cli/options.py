@@ -6,11 +6,13 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
-from tyro.conf import FlagCreatePairsOff
-
 from fewstep.errors import BadInput
+from fewstep.metalearning.learner import Learner
+from fewstep.metalearning.strategies import COMPILED
 from fewstep.methods import Recipe
 from fewstep.training.choices import NAME, PATH, N, own
+
+SWITCHES = ("--compile", "--no-compile")  # options that take no value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +41,18 @@ class Budget(BudgetInShort):
     """auto, loop, vectorized, recompute: equal results."""
     micro_batch: Annotated[int | None, N] = None
     """Tasks taken at a time: less memory, equal results."""
-    compile: Annotated[FlagCreatePairsOff[bool], own("")] = False
+    compile: Annotated[bool, own("")] = False
     """Compile with torch: minutes at the first step."""
+
+    def tell(self, learner: Learner) -> None:
+        """How the machine does it.
+
+        Raises:
+            BadInput: what does not go together, an empty micro-batch.
+        """
+        if self.compile and self.strategy not in ("auto", *COMPILED):
+            raise BadInput(f"--strategy {self.strategy} cannot be compiled; leave it out, or --compile")
+        learner.strategy, learner.micro_batch, learner.compiled = self.strategy, self.micro_batch, self.compile
 
     def filled(self, recipe: Recipe) -> "Budget":
         """The same with the recipe's length where none is given."""
@@ -82,7 +94,7 @@ def option_names(kind: type) -> list[str]:
 
 def check_options(verb: str, kind: type, arguments: Iterable[str]) -> None:
     """Raise BadInput for an option the verb does not have; names the nearest."""
-    known = ["--help", "--help-all", *(f"--{name.replace('_', '-')}" for name in option_names(kind))]
+    known = ["--help", "--help-all", *SWITCHES, *(f"--{name.replace('_', '-')}" for name in option_names(kind))]
     for argument in arguments:
         flag = argument.split("=", 1)[0].replace("_", "-")
         if flag.startswith("--") and flag not in known:
@@ -106,5 +118,5 @@ def as_arguments(*records: Any) -> list[str]:
             if f.default is not MISSING and value != f.default:
                 flag = f"--{f.name.replace('_', '-')}"
                 for one in value if isinstance(value, tuple) else (value,):
-                    words += [flag] if f.default is False else [flag, str(one)]
+                    words += [flag] if flag in SWITCHES else [flag, str(one)]
     return words

@@ -4,13 +4,12 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from fewstep.cli.options import option_names
+from fewstep.cli.options import SWITCHES, option_names
 from fewstep.errors import BadInput, unknown
 
 # By verb: the option that is given without a flag.
 POSITIONAL = {"train": "preset", "evaluate": "directory", "compare": "entries", "ablate": "preset"}
 SEVERAL = "--seeds"  # the flag that takes several values; `--set` takes one, and may be repeated
-SWITCH = "--compile"  # the flag that takes none
 
 
 def with_config(arguments: list[str], verbs: dict[str, type]) -> list[str]:
@@ -55,7 +54,7 @@ def _flag(name: str, value: Any, path: str, key: str) -> list[str]:
         return [flag, *map(str, value)]
     if isinstance(value, list) and name == "set":
         return [word for one in value for word in (flag, str(one))]
-    if flag == SWITCH:
+    if flag in SWITCHES:
         if not isinstance(value, bool):
             raise BadInput(f"{path}: {key} is {value!r}; it must be true or false")
         return [flag] if value else []
@@ -74,11 +73,11 @@ def _value(arguments: list[str], flag: str) -> str | None:
 
 
 def _positional_given(arguments: list[str]) -> bool:
-    """Whether an argument is no flag and no flag's value; all take one, but `SEVERAL` what follows, `SWITCH` none."""
+    """Whether an argument is no flag and no flag's value; all take one, but `SEVERAL` what follows, `SWITCHES` none."""
     flag = ""
     for argument in arguments:
         if argument.startswith("--"):
-            flag = "" if "=" in argument or argument == SWITCH else argument
+            flag = "" if "=" in argument or argument in SWITCHES else argument
         elif not flag:
             return True
         elif flag != SEVERAL:

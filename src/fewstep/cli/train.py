@@ -61,8 +61,8 @@ class Train(TrainInShort):
         learner, tasks = ranks.together(experiment.build)
         run = Run(self.directory or Path("runs") / run_name(self.preset, tasks.description))
         learner.to(where if ranks.size == 1 else ranks.device)
-        learner.ranks, learner.compiled = ranks, budget.compile
-        learner.strategy, learner.micro_batch = budget.strategy, budget.micro_batch
+        learner.ranks = ranks
+        budget.tell(learner)
         if run.exists and run.finished:
             console.print(f"{run.directory} is finished: nothing to train")
         elif run.last.is_file():

@@ -1,13 +1,16 @@
 """The meta-gradient as one graph that torch compiles: `loop`'s of a task, or `vectorized`'s of all.
 
 Nothing of Python is left between the operations, and small ones are fused; on CUDA the whole is recorded once and
-replayed as a CUDA graph. Every new shape, derivative order or set of query passes is compiled at its first step, which
-takes minutes; torch keeps what it compiled in a folder (TORCHINDUCTOR_CACHE_DIR), where the next process finds it.
+replayed as a CUDA graph. Every new shape, derivative order, set of query passes or number of threads is compiled at its
+first step, which takes minutes; torch keeps what it compiled in a folder (TORCHINDUCTOR_CACHE_DIR), where the next
+process finds it.
 
 Our own derivatives, and so the kernels on a CPU, give way to torch's: its compiler drops those of functions.
 """
 
+import textwrap
 from collections.abc import Callable, Sequence
+from types import FunctionType
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -15,30 +18,30 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from fewstep.errors import BadInput
 from fewstep.metalearning.functional import Functional
 from fewstep.metalearning.inner_loop import InnerLoop, Parameters
 from fewstep.metalearning.meta_gradient import Plan, Result, Whole, averaged, of_a_task, of_all_tasks, parts_of
 from fewstep.methods.schedules import Order
 from fewstep.tasks.batch import TaskBatch
 
-VARIANTS = 64  # shapes, orders and sets of query passes of a learner; torch would go on uncompiled after eight
+
+class CannotCompile(RuntimeError):
+    """What torch's compiler cannot take, and why."""
 
 
 class _OwnDerivative(Exception):
     """The model has a function with a derivative of its own, which torch's compiler would drop."""
 
 
-def inductor(graph: torch.fx.GraphModule, inputs: list) -> Callable[..., Any]:
+def inductor(graph: torch.fx.GraphModule, inputs: list) -> Any:
     """Torch's compiler, with CUDA graphs."""
-    from torch._inductor import compile_fx  # takes seconds, and only this needs it
+    from torch._inductor.compile_fx import compile_fx  # takes seconds, and only this needs it
 
     on_cuda = any(getattr(t, "is_cuda", False) for t in inputs)
-    compiled: Any = compile_fx.compile_fx(graph, inputs, config_patches={"triton.cudagraphs": on_cuda})
-    return compiled
+    return compile_fx(graph, inputs, config_patches={"triton.cudagraphs": on_cuda})
 
 
-def _backend(graph: torch.fx.GraphModule, inputs: list) -> Callable[..., Any]:
+def _backend(graph: torch.fx.GraphModule, inputs: list) -> Any:
     graphs = [module.graph for module in graph.modules() if isinstance(module, torch.fx.GraphModule)]
     if any(str(node.target) == "autograd_function_apply" for each in graphs for node in each.nodes):
         raise _OwnDerivative("a torch.autograd.Function in it would lose its own derivative: pytorch issue 193279")
@@ -53,14 +56,15 @@ def _result(
     return of(inner, Plan(order, weights), whole)(learned, *parts)
 
 
-# The compiler holds on to the twin that it has seen, so a compiled function has a `Functional` of its own.
+# The compiler holds on to the twin that it has seen, so a compiled function has a `Functional` of its own; and it keeps
+# what it made with the code that it read, so every learner has its copy of that, which goes when the learner goes.
 _made: WeakKeyDictionary[Functional, tuple[Functional, Callable[..., Result]]] = WeakKeyDictionary()
 
 
 def _made_for(forward: Functional) -> tuple[Functional, Callable[..., Result]]:
     if forward not in _made:
-        settings: Any = {"fullgraph": True, "dynamic": False, "recompile_limit": VARIANTS, "isolate_recompiles": True}
-        _made[forward] = forward.apart(), torch.compile(_result, backend=_backend, **settings)
+        copy = FunctionType(_result.__code__.replace(), _result.__globals__)
+        _made[forward] = forward.apart(), torch.compile(copy, fullgraph=True, dynamic=False, backend=_backend)
     own, function = _made[forward]
     own.follow(forward)
     return own, function
@@ -72,7 +76,8 @@ def compiled(
     """Task by task, or all `together`, in compiled code.
 
     Raises:
-        BadInput: a model that the compiler cannot take, that has attention, or that draws random numbers.
+        CannotCompile: a model that the compiler cannot take, that has attention, or that draws random numbers; more
+            variants of one learner than torch keeps, which are eight.
     """
     device = batch.support_y.device
     # Code is compiled for the strides too, and those of one channel come in several forms.
@@ -82,8 +87,9 @@ def compiled(
     if not forward.ready:  # what is done once shall not be in the graph
         forward(whole(learned).model, tree_map(lambda t: t[0], batch.support_x))
     if not forward.shareable:
-        raise BadInput("compiled takes no model that has attention or draws random numbers, as dropout does")
-    weights = [None if w is None else torch.tensor(w, dtype=torch.float64, device=device) for w in plan.step_weights]
+        raise CannotCompile("a model that has attention or draws random numbers, as dropout does, cannot be compiled")
+    like = next(iter(learned.values()))
+    weights = [None if w is None else like.new_tensor(w) for w in plan.step_weights]
 
     def result(parts: tuple) -> Result:
         if device.type != "cuda":
@@ -96,8 +102,16 @@ def compiled(
         if together:
             return result(parts_of(batch))
         return averaged(result(tree_map(lambda t, i=i: t[i], parts_of(batch))) for i in range(len(batch)))
-    except RuntimeError as error:
+    except Exception as error:
+        if isinstance(error, torch._dynamo.exc.FailOnRecompileLimitHit):
+            raise CannotCompile(
+                f"the learner is compiled for {torch._dynamo.config.recompile_limit} sets of shapes, orders and query "
+                "passes by now, and torch keeps no more: take tasks of equal shapes, or train it uncompiled"
+            ) from error
         if not isinstance(error, torch._dynamo.exc.TorchDynamoException):
             raise
-        reason = str(getattr(error, "inner_exception", error)).strip().splitlines()[0]
-        raise BadInput(f"torch cannot compile this model with this method ({reason}); train it uncompiled") from error
+        cause = getattr(error, "inner_exception", error)
+        reason = textwrap.shorten(str(cause), 300) or type(cause).__name__
+        raise CannotCompile(
+            f"torch cannot compile this model with this method ({reason}); train it uncompiled"
+        ) from error

@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_map
 from fewstep.errors import BadInput
 from fewstep.metalearning.attention import AttentionWatch, math_attention
 from fewstep.metalearning.precision import half
+from fewstep.metalearning.randomness import generators
 from fewstep.metalearning.second_derivative import SecondDerivativeProbe
 from fewstep.models.batch_norm import apply_statistics, batch_statistics, normalise
 from fewstep.models.block import PooledBatchNorm
@@ -253,12 +254,13 @@ class Functional:
         seen: Statistics = {}
         inputs = x if isinstance(x, tuple) else (x,)
         known = self._attention is False and twin.training in self._draws
-        with contextlib.nullcontext() if known else self._looking(twin.training):
+        device = next(iter(parameters.values())).device
+        with contextlib.nullcontext() if known else self._looking(twin.training, device):
             twin.now.given, twin.now.differentiable, twin.now.seen = given, differentiable, seen
             try:
                 for slot in twin.slots:
                     slot.tensors[slot.key] = parameters.get(slot.name, slot.empty)
-                with half(self.precision, next(iter(parameters.values())).device):
+                with half(self.precision, device):
                     output = twin.module(*inputs)
                     output = _whole(output) if isinstance(output, Tensor) else tree_map(_whole, output)
             finally:
@@ -268,16 +270,16 @@ class Functional:
         return output, seen
 
     @contextlib.contextmanager
-    def _looking(self, training: tuple[bool, ...]) -> Iterator[None]:
+    def _looking(self, training: tuple[bool, ...], device: torch.device) -> Iterator[None]:
         """Attention by its plain formula; and what is not known yet of the model is found out."""
         with contextlib.ExitStack() as inside:
             inside.enter_context(self._lock)  # the choice of kernels is the whole process's
             inside.enter_context(math_attention())
             watch = inside.enter_context(AttentionWatch()) if self._attention is None else None
-            before = None if training in self._draws else torch.get_rng_state()
+            before = None if training in self._draws else generators(device)
             yield
             if before is not None:
-                self._draws[training] = not torch.equal(before, torch.get_rng_state())
+                self._draws[training] = not all(map(torch.equal, before, generators(device)))
             if watch:
                 self._attention = watch.seen
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from fewstep.errors import BadInput, unknown
+from fewstep.metalearning.compiled import CannotCompile
 from fewstep.metalearning.functional import Functional, Moments, Statistics, norm_parameters
 from fewstep.metalearning.inner_loop import InnerLoop, Loss, Meta, Parameters
 from fewstep.metalearning.meta_gradient import Plan, Result
@@ -226,6 +227,8 @@ class Learner(nn.Module):
             BadInput: labels the model has no output for; a model that vmap cannot take under `vectorized`; a layer
                 without a second derivative under second order.
         """
+        if self.compiled and (strategy or self.strategy) not in ("auto", *COMPILED):
+            raise BadInput(f"strategy {strategy or self.strategy} cannot be compiled; take {' or '.join(COMPILED)}")
         self.check(tree_map(lambda t: t[0], batch.support_x), batch.support_y)
         weights = self.method.step_weights(progress, self.method.steps)
         plan = Plan(self.method.order(progress), [weight or None for weight in weights])
@@ -302,8 +305,6 @@ class Learner(nn.Module):
         strategy = strategy or self.strategy
         if strategy not in ("auto", *STRATEGIES):
             raise unknown("strategy", strategy, ["auto", *STRATEGIES])
-        if self.compiled and strategy not in ("auto", *COMPILED):
-            raise BadInput(f"strategy {strategy} cannot be compiled; take {' or '.join(COMPILED)}, or do not compile")
         if strategy != "auto":
             return strategy
         if self._loops_only:
@@ -317,23 +318,26 @@ class Learner(nn.Module):
         """`run` with the strategy for a meta-batch; `auto` goes on by `loop` where vmap cannot take the model.
 
         Raises:
-            BadInput: a model that vmap cannot take, where `vectorized` was asked for.
+            BadInput: a model that vmap cannot take, where `vectorized` was asked for; one that cannot be compiled.
         """
-        chosen = self.chosen_strategy(batch, strategy)
-        with products(self.precision, self.device):
-            try:
-                return run(chosen)
-            except torch.OutOfMemoryError:
-                raise
-            except RuntimeError as error:
-                if chosen != "vectorized":
+        chosen, forced = self.chosen_strategy(batch, strategy), (strategy or self.strategy) != "auto"
+        try:
+            with products(self.precision, self.device):
+                try:
+                    return run(chosen)
+                except torch.OutOfMemoryError:
                     raise
-                if (strategy or self.strategy) != "auto":
-                    reason = str(error).splitlines()[0]
-                    raise BadInput(f"this model cannot run vectorized ({reason}); use strategy loop") from error
-                result = run("loop")
-                self._loops_only = True  # only now: an error of another kind would have come again
-                return result
+                except RuntimeError as error:
+                    if chosen != "vectorized" or (forced and isinstance(error, CannotCompile)):
+                        raise
+                    if forced:
+                        reason = str(error).splitlines()[0]
+                        raise BadInput(f"this model cannot run vectorized ({reason}); use strategy loop") from error
+                    result = run("loop")
+                    self._loops_only = True  # only now: an error of another kind would have come again
+                    return result
+        except CannotCompile as error:
+            raise BadInput(str(error)) from error
 
     @torch.no_grad()
     def check(self, support_x: Any, support_y: Tensor) -> None:

@@ -92,7 +92,7 @@ def memory_needed(
     chosen = tried.chosen_strategy(batch)  # by now it is known whether vmap can take the model
     at_once = min(learner.micro_batch or len(batch), len(batch))
     if chosen != "vectorized":
-        at_once = tried.threads(batch) if chosen == "loop" else 1
+        at_once = tried.threads(batch) if chosen == "loop" and not learner.compiled else 1
     if batch.support_y.device.type == "cpu" and len(batch) > MEASURED:
         peak = int(peak * LARGER)
     fixed = _size(learner.state_dict().values()) + 3 * _size(learner.meta_parameters().values())

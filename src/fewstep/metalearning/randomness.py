@@ -3,6 +3,12 @@
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
+
+
+def generators(device: torch.device) -> list[Tensor]:
+    """The states of the generators that a module on the device draws from: the CPU's, then the device's own."""
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
 
 
 def rewinder(device: torch.device) -> Callable[[], None]:
@@ -17,12 +23,11 @@ def rewinder(device: torch.device) -> Callable[[], None]:
     """
     if torch.compiler.is_compiling():  # only what draws nothing is compiled
         return lambda: None
-    state = torch.get_rng_state()
-    on_device = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    state, *on_device = generators(device)
 
     def rewind() -> None:
         torch.set_rng_state(state)
-        if on_device is not None:
-            torch.cuda.set_rng_state(on_device, device)
+        for other in on_device:
+            torch.cuda.set_rng_state(other, device)
 
     return rewind
