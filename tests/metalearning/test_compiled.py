@@ -140,8 +140,8 @@ def test_both_passes_of_a_perturbation_are_one_graph(traced):
 
 @pytest.mark.usefixtures("traced")
 def test_what_is_compiled_goes_with_its_learner():
-    learners = [mlp_learner(fewstep.preset("fomaml", steps=1)) for _ in range(3)]
-    with torch._dynamo.config.patch(accumulated_recompile_limit=2):
+    learners = [mlp_learner(fewstep.preset("fomaml", steps=steps)) for steps in range(3)]
+    with torch._dynamo.config.patch(recompile_limit=2):
         for learner in learners:
             close(*both(learner, vectors()))
     assert len(compiled._made) == 3
