@@ -190,9 +190,10 @@ class Learner(nn.Module):
     def has_batch_norm(self) -> bool:
         return bool(self._forward.batch_norms)
 
+    @torch.no_grad()
     def frozen(self) -> Meta:
         """A copy of everything a task starts from, without a graph: what adaptation and evaluation use."""
-        model, rates, norm, running = self._whole({name: p.detach() for name, p in self.meta_parameters().items()})
+        model, rates, norm, running = self._whole(dict(self.meta_parameters()))
         model, rates, norm = ({n: t.clone() for n, t in part.items()} for part in (model, rates, norm))
         return Meta(model, rates, norm, {n: Moments(m.mean.clone(), m.var.clone()) for n, m in running.items()})
 

@@ -23,7 +23,7 @@ Weights = Mapping[str, Tensor]
 
 def row(rows: Tensor, step: int) -> Tensor:
     """Row `step` of a per-step tensor (steps, …); the last row for every later step."""
-    return rows.select(0, min(step, rows.shape[0] - 1))
+    return rows[min(step, len(rows) - 1)]
 
 
 def _check_rate(part: object, *rates: float) -> None:
@@ -117,5 +117,7 @@ class PerLayerPerStep:
         return {name: weight.new_full((max(steps, 1),), self.rate) for name, weight in fast.items()}
 
     def update(self, fast: Weights, gradients: Weights, rates: Weights, step: int) -> dict[str, Tensor]:
-        now = {name: row(rates[name], step) for name in fast}
-        return {name: torch.addcmul(weight, now[name], gradients[name], value=-1) for name, weight in fast.items()}
+        return {
+            name: torch.addcmul(weight, row(rates[name], step), gradients[name], value=-1)
+            for name, weight in fast.items()
+        }
