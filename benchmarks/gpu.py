@@ -46,14 +46,14 @@ class Contender(NamedTuple):
 
     @property
     def label(self) -> str:
-        return " ".join(
-            filter(None, (self.implementation, self.strategy, self.precision, self.compiled and "compiled"))
-        )
+        parts = self.implementation, self.strategy, self.precision, "compiled" if self.compiled else None
+        return " ".join(filter(None, parts))
 
 
 def contenders(precisions: list[str], compiled: bool) -> list[Contender]:
     """Ours in each precision, compiled too where asked for, then the others in those that they know."""
-    ours = [Contender("fewstep", p, "vectorized", c) for p in precisions for c in (False, True) if compiled or not c]
+    ways = (False, True) if compiled else (False,)
+    ours = [Contender("fewstep", precision, "vectorized", way) for precision in precisions for way in ways]
     theirs = [Contender(name, p) for p in precisions if p != "bf16" for name in OTHERS]
     return ours + theirs
 

@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 from statistics import mean, median, stdev
 from typing import Any
+from unittest.mock import patch
 
 from benchmarks.__main__ import known, machine
 from benchmarks.summary import ratio
@@ -32,7 +33,6 @@ OPTIONS: dict[str, dict[str, Any]] = {"default": {}, "bf16": {"precision": "bf16
 TRAININGS = {**OPTIONS, "recompute": {"strategy": "recompute"}}
 DATA = ("strokes", "omniglot")
 BUDGET = {"epochs": 2, "iterations": 60, "meta_batch": 4, "validation_tasks": 100}
-SMALL = {"filters": 16, "queries": 5}
 SINUSOID = "sinusoid"  # beside the workloads: tiny tasks of a small MLP, as `fewstep train maml` has them
 TRAINED = [*(name for name, w in WORKLOADS.items() if not w.predict), SINUSOID]
 T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # Student's t of 95 % for 2, 3, … 10 values
@@ -40,8 +40,6 @@ T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # Studen
 
 def step(workload: str, option: str, threads: int) -> Any:
     """A step of a workload by an option."""
-    import torch
-
     import fewstep
     from benchmarks.implementations.ours import learner
     from benchmarks.network import start, tasks
@@ -49,7 +47,6 @@ def step(workload: str, option: str, threads: int) -> Any:
     from fewstep.training.experiment import Experiment
 
     prepare(threads)
-    torch.set_num_threads(threads)
     if workload == SINUSOID:
         made, drawn = Experiment("maml", data=SINUSOID).build()
         batch = drawn.train(range(made.method.recipe.tasks))
@@ -70,18 +67,16 @@ def first(workload: str, threads: int) -> float:
     return time.perf_counter() - started
 
 
-def first_steps(workload: str, threads: int, cache: str) -> list[float]:
+def first_steps(workload: str, threads: int) -> list[float]:
     """The same of two processes, one after the other, that share a cache."""
     command = [sys.executable, "-m", "benchmarks.options", "first", workload, "--threads", str(threads)]
-    environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": cache}
-    return [float(subprocess.check_output(command, env=environment, text=True)) for _ in range(2)]
+    return [float(subprocess.check_output(command, text=True)) for _ in range(2)]
 
 
 def speed(workload: str, rounds: int, threads: int) -> dict[str, Any]:
     """Seconds of every option, and until the compiler's first step."""
-    with tempfile.TemporaryDirectory() as cache:
-        found = dict(zip(("empty", "kept"), first_steps(workload, threads, cache), strict=True))
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
+    with tempfile.TemporaryDirectory() as cache, patch.dict(os.environ, TORCHINDUCTOR_CACHE_DIR=cache):
+        found = dict(zip(("empty", "kept"), first_steps(workload, threads), strict=True))
         steps = {option: step(workload, option, threads) for option in OPTIONS}
         seconds: dict[str, list[float]] = {option: [] for option in OPTIONS}
         for one in steps.values():
@@ -99,12 +94,11 @@ def accuracy(data: str, seed: int, option: str, directory: Path, data_dir: str |
     from fewstep.training.experiment import Experiment
     from fewstep.training.trainer import train
 
-    settings = TRAININGS[option]
-    given = {**SMALL, "data": data, "seed": seed, "precision": settings.get("precision")}
-    learner, tasks = Experiment("maml", **given, data_dir=data_dir).build()  # type: ignore[arg-type]
-    for name, value in settings.items():
+    experiment = Experiment("maml", data=data, data_dir=data_dir, seed=seed, filters=16, queries=5)
+    learner, tasks = experiment.build()
+    for name, value in TRAININGS[option].items():
         setattr(learner, name, value)
-    config = {"experiment": Experiment("maml", **given).to_json()}  # type: ignore[arg-type]
+    config = {"experiment": experiment.to_json()}
     run = train(learner, tasks, directory / f"{data}-{option}-s{seed}", **BUDGET, config=config)  # type: ignore[arg-type]
     last = [r for r in run.metrics() if r["kind"] == "validation"][-1]
     return float(last["value"])

@@ -36,6 +36,12 @@ def test_a_run_checks_times_and_splits(tmp_path, capsys):
     assert "higher float32" in printed
 
 
+def test_ours_is_compiled_too_where_that_is_asked_for():
+    labels = [c.label for c in gpu.contenders(["bf16"], compiled=True)]
+    assert labels == ["fewstep vectorized bf16", "fewstep vectorized bf16 compiled"]
+    assert [c.label for c in gpu.contenders(["bf16"], compiled=False)] == labels[:1]
+
+
 def test_who_computes_something_else_is_not_timed(monkeypatch):
     monkeypatch.setattr(gpu, "TOLERANCE", 0.0)
     those, w = [gpu.Contender("loop"), gpu.Contender("higher")], WORKLOADS["W2"].scaled(0.1)

@@ -40,21 +40,8 @@ def test_accuracy_is_recorded_and_shown(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(options, "DATA", ("strokes",))
     monkeypatch.setattr(options, "BUDGET", {"epochs": 1, "iterations": 1, "meta_batch": 1, "validation_tasks": 2})
     record = tmp_path / "options.json"
-    arguments = [
-        "accuracy",
-        "--seeds",
-        "0",
-        "1",
-        "--options",
-        "default",
-        "bf16",
-        "--threads",
-        "1",
-        "--directory",
-        str(tmp_path / "runs"),
-        "--json",
-        str(record),
-    ]
+    arguments = ["accuracy", "--seeds", "0", "1", "--options", "default", "bf16", "--threads", "1"]
+    arguments += ["--directory", str(tmp_path / "runs"), "--json", str(record)]
     for _ in range(2):  # what is trained is not trained again
         options.main(arguments)
     found = json.loads(record.read_text())["accuracy"]["strokes"]

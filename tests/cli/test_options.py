@@ -56,6 +56,13 @@ def test_unknown_options_name_the_nearest(verb):
         check_options(verb, VERBS[verb], [f"{name}z", "3"])
 
 
+def test_a_switch_is_known_where_it_is_an_option():
+    check_options("train", VERBS["train"], ["--compile", "--no-compile"])
+    for flag in ("--compile", "--no-compile"):
+        with pytest.raises(BadInput, match=f"evaluate has no option {flag}"):
+            check_options("evaluate", VERBS["evaluate"], [flag])
+
+
 @pytest.mark.parametrize(
     ("written", "given", "expected"),
     [

@@ -40,7 +40,7 @@ def both(learner, batch, progress=0.0):
     return learner.meta_gradient(batch, progress), plain
 
 
-def close(one, other, tolerance=1e-10):
+def assert_close(one, other, tolerance=1e-10):
     assert one.gradients.keys() == other.gradients.keys()
     assert relative(one.gradients, other.gradients) < tolerance
     outcomes = [(r.loss, r.query_logits, r.task_losses, r.statistics) for r in (one, other)]
@@ -51,14 +51,14 @@ def close(one, other, tolerance=1e-10):
 @pytest.mark.parametrize("strategy", ["loop", pytest.param("vectorized", marks=pytest.mark.slow)])
 def test_every_preset_gives_the_same(name, strategy, traced):
     learner = conv_learner(lively(name, at_most=2), filters=8, size=8, strategy=strategy, blocks=2)
-    close(*both(learner, images(size=8, tasks=3)))
+    assert_close(*both(learner, images(size=8, tasks=3)))
     assert traced
 
 
 def test_training_goes_on_with_the_same_graphs(traced):
     """New values, evaluation in between and annealed weights make no new graph; a new set of query passes does."""
     learner, batch = conv_learner(fewstep.preset("maml++", steps=2), filters=8, size=8, blocks=2), images(size=8)
-    close(*both(learner, batch, 0.01))
+    assert_close(*both(learner, batch, 0.01))
     first = len(traced)
     with torch.no_grad():
         for parameter in learner.meta_parameters().values():
@@ -67,10 +67,10 @@ def test_training_goes_on_with_the_same_graphs(traced):
     fewstep.evaluate(learner, lambda tasks: images(size=8, tasks=len(tasks)), 2)
     with learner._forward._idle_twin(), learner._forward._idle_twin():  # as two threads take them
         pass
-    close(*both(learner, batch, 0.03))
+    assert_close(*both(learner, batch, 0.03))
     assert len(traced) == first
     assert learner.method.step_weights(0.01, 2) != learner.method.step_weights(0.03, 2)
-    close(*both(learner, batch, 0.2))  # the last query pass alone
+    assert_close(*both(learner, batch, 0.2))  # the last query pass alone
     assert len(traced) > first
 
 
@@ -78,19 +78,19 @@ def test_training_goes_on_with_the_same_graphs(traced):
 def test_learners_do_not_share_what_is_compiled():
     for slope in (0.0, 0.5):
         for model in (Conv4(3, 1, 8, 8, blocks=2, negative_slope=slope).double() for _ in range(2)):
-            close(*both(fewstep.Learner(model, fewstep.preset("fomaml", steps=1)), images(size=8)))
+            assert_close(*both(fewstep.Learner(model, fewstep.preset("fomaml", steps=1)), images(size=8)))
     learner = mlp_learner(fewstep.preset("maml", steps=1))
-    close(*both(learner, vectors()))
-    close(*both(copy.deepcopy(learner), vectors()))
+    assert_close(*both(learner, vectors()))
+    assert_close(*both(copy.deepcopy(learner), vectors()))
 
 
 @pytest.mark.usefixtures("traced")
 def test_micro_batches_and_modes():
     learner = conv_learner(fewstep.preset("maml", steps=1), filters=8, size=8, blocks=2, strategy="vectorized")
     learner.micro_batch = 2
-    close(*both(learner, images(size=8, tasks=3)))
+    assert_close(*both(learner, images(size=8, tasks=3)))
     learner.model.eval()
-    close(*both(learner, images(size=8, tasks=3)))
+    assert_close(*both(learner, images(size=8, tasks=3)))
 
 
 class Modal(nn.Linear):
@@ -111,7 +111,7 @@ def test_what_is_changed_afterwards_counts():
 
     def compare(tolerance):
         found, plain = both(learner, single())
-        close(found, plain, tolerance)
+        assert_close(found, plain, tolerance)
         losses.add(float(found.loss))
 
     compare(1e-5)
@@ -129,12 +129,12 @@ def test_what_is_changed_afterwards_counts():
 def test_results_have_the_types_of_the_uncompiled(strategy):
     learner = fewstep.Learner(nn.Linear(4, 3), fewstep.preset("maml++", steps=2), strategy=strategy)
     found, plain = both(learner, single())
-    close(found, plain, 1e-5)  # and types
+    assert_close(found, plain, 1e-5)  # and types
     assert found.loss.dtype == torch.float32
 
 
 def test_both_passes_of_a_perturbation_are_one_graph(traced):
-    close(*both(conv_learner(lively("sam", at_most=1), filters=8, size=8, blocks=1), images(size=8)))
+    assert_close(*both(conv_learner(lively("sam", at_most=1), filters=8, size=8, blocks=1), images(size=8)))
     assert len(traced) == 1
 
 
@@ -143,7 +143,7 @@ def test_what_is_compiled_goes_with_its_learner():
     learners = [mlp_learner(fewstep.preset("fomaml", steps=steps)) for steps in range(3)]
     with torch._dynamo.config.patch(recompile_limit=2):
         for learner in learners:
-            close(*both(learner, vectors()))
+            assert_close(*both(learner, vectors()))
     assert len(compiled._made) == 3
     del learner, learners
     gc.collect()
@@ -167,7 +167,7 @@ def test_the_limit_of_variants_is_told():
 
 @pytest.mark.usefixtures("traced")
 def test_zero_steps():
-    close(*both(mlp_learner(fewstep.preset("maml", steps=0)), vectors()))
+    assert_close(*both(mlp_learner(fewstep.preset("maml", steps=0)), vectors()))
 
 
 @pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="torch's compiler needs another")
@@ -175,7 +175,7 @@ def test_zero_steps():
 def test_compiled_code_gives_the_same(strategy):
     """By the real compiler, which takes seconds for this little."""
     learner = mlp_learner(fewstep.preset("maml", steps=1), strategy=strategy)
-    close(*both(learner, vectors()))
+    assert_close(*both(learner, vectors()))
     torch.compiler.reset()
 
 
@@ -257,7 +257,7 @@ def test_auto_goes_on_by_loop_where_vmap_cannot_take_the_model(traced):
     found = learner.meta_gradient(vectors())
     assert (learner.chosen_strategy(vectors()), len(traced)) == ("loop", 1)
     learner.compiled = False
-    close(found, learner.meta_gradient(vectors()))
+    assert_close(found, learner.meta_gradient(vectors()))
 
 
 def test_recompute_is_not_compiled():

@@ -94,7 +94,9 @@ def option_names(kind: type) -> list[str]:
 
 def check_options(verb: str, kind: type, arguments: Iterable[str]) -> None:
     """Raise BadInput for an option the verb does not have; names the nearest."""
-    known = ["--help", "--help-all", *SWITCHES, *(f"--{name.replace('_', '-')}" for name in option_names(kind))]
+    names = [name.replace("_", "-") for name in option_names(kind)]
+    known = ["--help", "--help-all", *(f"--{name}" for name in names)]
+    known += [off for off in SWITCHES if off.removeprefix("--no-") in names]
     for argument in arguments:
         flag = argument.split("=", 1)[0].replace("_", "-")
         if flag.startswith("--") and flag not in known:

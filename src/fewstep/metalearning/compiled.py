@@ -29,10 +29,6 @@ class CannotCompile(RuntimeError):
     """What torch's compiler cannot take, and why."""
 
 
-class _OwnDerivative(Exception):
-    """The model has a function with a derivative of its own, which torch's compiler would drop."""
-
-
 def inductor(graph: torch.fx.GraphModule, inputs: list) -> Any:
     """Torch's compiler, with CUDA graphs."""
     from torch._inductor.compile_fx import compile_fx  # takes seconds, and only this needs it
@@ -44,7 +40,7 @@ def inductor(graph: torch.fx.GraphModule, inputs: list) -> Any:
 def _backend(graph: torch.fx.GraphModule, inputs: list) -> Any:
     graphs = [module.graph for module in graph.modules() if isinstance(module, torch.fx.GraphModule)]
     if any(str(node.target) == "autograd_function_apply" for each in graphs for node in each.nodes):
-        raise _OwnDerivative("a torch.autograd.Function in it would lose its own derivative: pytorch issue 193279")
+        raise CannotCompile("a torch.autograd.Function in it would lose its own derivative: pytorch issue 193279")
     return inductor(graph, inputs)
 
 

@@ -226,7 +226,7 @@ class Learner(nn.Module):
 
         Raises:
             BadInput: labels the model has no output for; a model that vmap cannot take under `vectorized`; a layer
-                without a second derivative under second order.
+                without a second derivative under second order; what cannot be compiled, where that was asked for.
         """
         if self.compiled and (strategy or self.strategy) not in ("auto", *COMPILED):
             raise BadInput(f"strategy {strategy or self.strategy} cannot be compiled; take {' or '.join(COMPILED)}")
@@ -259,7 +259,10 @@ class Learner(nn.Module):
             return at(perturbed, strategy)
 
         learned: Parameters = dict(self.meta_parameters())
-        gradients, outcome = self.by_strategy(batch, strategy, run)
+        try:
+            gradients, outcome = self.by_strategy(batch, strategy, run)
+        except CannotCompile as error:
+            raise BadInput(str(error)) from error
         statistics = {n: Moments(m.mean.mean(0), m.var.mean(0)) for n, m in outcome.statistics.items()}
         return MetaGradient(outcome.loss.mean(), outcome.query_logits, gradients, outcome.loss, statistics)
 
@@ -319,26 +322,24 @@ class Learner(nn.Module):
         """`run` with the strategy for a meta-batch; `auto` goes on by `loop` where vmap cannot take the model.
 
         Raises:
-            BadInput: a model that vmap cannot take, where `vectorized` was asked for; one that cannot be compiled.
+            BadInput: a model that vmap cannot take, where `vectorized` was asked for.
+            CannotCompile: from `run`.
         """
         chosen, forced = self.chosen_strategy(batch, strategy), (strategy or self.strategy) != "auto"
-        try:
-            with products(self.precision, self.device):
-                try:
-                    return run(chosen)
-                except torch.OutOfMemoryError:
+        with products(self.precision, self.device):
+            try:
+                return run(chosen)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:
+                if chosen != "vectorized" or (forced and isinstance(error, CannotCompile)):
                     raise
-                except RuntimeError as error:
-                    if chosen != "vectorized" or (forced and isinstance(error, CannotCompile)):
-                        raise
-                    if forced:
-                        reason = str(error).splitlines()[0]
-                        raise BadInput(f"this model cannot run vectorized ({reason}); use strategy loop") from error
-                    result = run("loop")
-                    self._loops_only = True  # only now: an error of another kind would have come again
-                    return result
-        except CannotCompile as error:
-            raise BadInput(str(error)) from error
+                if forced:
+                    reason = str(error).splitlines()[0]
+                    raise BadInput(f"this model cannot run vectorized ({reason}); use strategy loop") from error
+                result = run("loop")
+                self._loops_only = True  # only now: an error of another kind would have come again
+                return result
 
     @torch.no_grad()
     def check(self, support_x: Any, support_y: Tensor) -> None:
