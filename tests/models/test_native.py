@@ -14,9 +14,10 @@ from torch.nn import functional as F
 
 import fewstep
 from fewstep.models import Conv4, native
-from fewstep.models.block import Block, PooledBatchNorm, through
+from fewstep.models.block import Block, through
 from fewstep.models.convolution import Conv2d
 from fewstep.models.fused import blocks
+from fewstep.models.norm import PooledBatchNorm
 
 LAST = torch.channels_last
 EXPECTED = sys.platform == "linux" and platform.machine() == "x86_64"

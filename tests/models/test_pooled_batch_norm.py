@@ -7,7 +7,7 @@ from torch.autograd import grad, gradcheck, gradgradcheck
 from torch.nn import functional as F
 
 from fewstep.models.batch_norm import normalise
-from fewstep.models.block import PooledBatchNorm
+from fewstep.models.norm import PooledBatchNorm
 
 EPS = 1e-5
 SIGNS = {"rising": [0.7, 1.3, 0.2], "falling": [-0.7, -1.3, -0.2], "mixed": [0.7, -1.3, 0.2]}

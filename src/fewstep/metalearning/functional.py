@@ -10,7 +10,7 @@ import copy
 import itertools
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -23,80 +23,13 @@ from fewstep.metalearning.attention import AttentionWatch, math_attention
 from fewstep.metalearning.precision import half
 from fewstep.metalearning.randomness import generators
 from fewstep.metalearning.second_derivative import SecondDerivativeProbe
-from fewstep.models.batch_norm import apply_statistics, batch_statistics, normalise
-from fewstep.models.block import PooledBatchNorm
-from fewstep.models.max_pool import max_pool
+from fewstep.models import norm as norms
+from fewstep.models.norm import Moments, ValueNorm, exchange, float32
 
 NORMS = (_BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.modules.instancenorm._InstanceNorm, nn.RMSNorm)
 
 
-class Moments(NamedTuple):
-    """Mean and biased variance of each channel."""
-
-    mean: Tensor
-    var: Tensor
-
-
 Statistics = dict[str, Moments]  # by the name of the batch norm
-
-
-@dataclass
-class _Pass:
-    """What the batch norms of a twin do in the pass under way: see `Functional.__call__`."""
-
-    given: Statistics | None = None
-    differentiable: bool = False
-    seen: Statistics = field(default_factory=dict)
-
-
-class _ValueNorm(nn.Module):
-    """A batch norm that is told its statistics, or tells them."""
-
-    weight: Tensor | None
-    bias: Tensor | None
-
-    def __init__(self, norm: _BatchNorm, name: str, now: _Pass):
-        super().__init__()
-        self.register_parameter("weight", norm.weight)
-        self.register_parameter("bias", norm.bias)
-        self.eps, self.name, self.pool = norm.eps, name, isinstance(norm, PooledBatchNorm)
-        self.now = now
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = _whole(x)
-        if self.given:
-            return self._by(*self.given, x)
-        if self.now.differentiable:
-            mean, var = batch_statistics(x)
-            y = self._by(mean, var, x)
-        else:
-            y, mean, var = normalise(x, self.weight, self.bias, self.eps, self.pool)
-        self.tell(mean, var)
-        return y
-
-    @property
-    def fuses(self) -> bool:
-        """As `PooledBatchNorm.fuses`."""
-        own = self.now.given is None and not self.now.differentiable
-        return self.pool and (own or not torch.is_grad_enabled())
-
-    @property
-    def given(self) -> Moments | None:
-        """What it is told to normalise by."""
-        return None if self.now.given is None else self.now.given[self.name]
-
-    def tell(self, mean: Tensor, var: Tensor) -> None:
-        self.now.seen[self.name] = Moments(mean, var)
-
-    def _by(self, mean: Tensor, var: Tensor, x: Tensor) -> Tensor:
-        y = apply_statistics(x, mean, var, self.weight, self.bias, self.eps)
-        return max_pool(y) if self.pool else y
-
-
-def _whole(x: Any) -> Any:
-    """What autocast rounded in float32 again; anything else as it is."""
-    rounded = isinstance(x, Tensor) and x.dtype == torch.bfloat16 and torch.is_autocast_enabled(x.device.type)
-    return x.float() if rounded else x
 
 
 class _Slot(NamedTuple):
@@ -124,7 +57,7 @@ class _Twin:
     """A copy of the twin for one call at a time: a call swaps its tensors. `training`: its modes, module by module."""
 
     module: nn.Module
-    now: _Pass
+    norms: list[ValueNorm]
     slots: list[_Slot]
     training: tuple[bool, ...] = ()
 
@@ -162,13 +95,8 @@ class Functional:
         self.precision = "float32"
         if isinstance(self.twin, _BatchNorm):
             raise BadInput("the model is a bare batch norm; wrap it in a module that has something to adapt")
-        self._pass = _Pass()
-        exchanged: dict[int, _ValueNorm] = {}
-        for name, module in list(self.twin.named_modules(remove_duplicate=False)):
-            if isinstance(module, _BatchNorm):
-                norm = exchanged.setdefault(id(module), _ValueNorm(module, name, self._pass))
-                self.twin.set_submodule(name, norm)
-                self.batch_norms[norm.name] = module.num_features
+        for name in exchange(self.twin):
+            self.batch_norms[name] = self.twin.get_submodule(name).num_features  # type: ignore[assignment]
         self._training = (False,) * len(list(self.twin.modules()))
         self._attention: bool | None = None  # whether the model has any; found out at the first call
         self._draws: dict[tuple[bool, ...], bool] = {}  # whether it draws random numbers, by what is in training mode
@@ -214,8 +142,9 @@ class Functional:
         try:
             twin = self._idle.pop()  # in one step, so that no two threads get the same
         except IndexError:
-            module, now = copy.deepcopy((self.twin, self._pass))  # at once, so that its norms share what they are told
-            twin = _Twin(module, now, list(_slots(module)))
+            module = copy.deepcopy(self.twin)
+            told = [module.get_submodule(name).__dict__["forward"] for name in self.batch_norms]
+            twin = _Twin(module, told, list(_slots(module)))
         try:
             if twin.training != self._training:
                 twin.training = self._training
@@ -251,23 +180,25 @@ class Functional:
         given: Statistics | None = None,
         differentiable: bool = False,
     ) -> tuple[Tensor, Statistics]:
-        seen: Statistics = {}
+        now = norms.Statistics(given, differentiable=differentiable)
         inputs = x if isinstance(x, tuple) else (x,)
         known = self._attention is False and twin.training in self._draws
         device = next(iter(parameters.values())).device
         with contextlib.nullcontext() if known else self._looking(twin.training, device):
-            twin.now.given, twin.now.differentiable, twin.now.seen = given, differentiable, seen
+            for norm in twin.norms:
+                norm.statistics = now
             try:
                 for slot in twin.slots:
                     slot.tensors[slot.key] = parameters.get(slot.name, slot.empty)
                 with half(self.precision, device):
                     output = twin.module(*inputs)
-                    output = _whole(output) if isinstance(output, Tensor) else tree_map(_whole, output)
+                    output = float32(output) if isinstance(output, Tensor) else tree_map(float32, output)
             finally:
                 for slot in twin.slots:
                     slot.tensors[slot.key] = slot.empty
-                twin.now.given, twin.now.differentiable, twin.now.seen = None, False, {}  # keep no task's tensor alive
-        return output, seen
+                for norm in twin.norms:
+                    norm.statistics = norms.Statistics()  # keep no task's tensor alive
+        return output, now.seen
 
     @contextlib.contextmanager
     def _looking(self, training: tuple[bool, ...], device: torch.device) -> Iterator[None]:

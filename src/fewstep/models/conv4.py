@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from fewstep.errors import BadInput, unknown
 from fewstep.models import fused, native
 from fewstep.models.block import Block, alike, through, untouched
+from fewstep.models.norm import value_norm
 
 
 class Conv4(nn.Module):
@@ -113,7 +114,7 @@ class Conv4(nn.Module):
         """
         blocks: Any = self.blocks
         built = type(self) is Conv4 and untouched(self) and type(self.head) is nn.Linear and untouched(self.head)
-        if not (built and self.pool and alike(blocks)) or blocks[0].norm.given:
+        if not (built and self.pool and alike(blocks)) or value_norm(blocks[0].norm).given:
             return None
         places, ends = range(len(blocks)), ("norm.weight", "norm.bias", "conv.bias", "conv.weight")
         weights, biases, shifts, filters = ([f"blocks.{i}.{end}" for i in places] for end in ends)

@@ -1,0 +1,178 @@
+"""Batch norms whose statistics are values: they go into a pass, and come out of it.
+
+Torch's batch norm writes what it saw into buffers of its own. In a copy of a model that one pass has for itself every
+batch norm has another `forward`, `ValueNorm`, which normalises by what its `Statistics` say, and tells them what it
+saw. The layer stays what it was: its class, hooks, parameters and parametrizations.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import TorchFunctionMode
+
+from fewstep.models.batch_norm import apply_statistics, batch_statistics, normalise
+from fewstep.models.max_pool import max_pool
+
+
+class Moments(NamedTuple):
+    """Mean and biased variance of each channel."""
+
+    mean: Tensor
+    var: Tensor
+
+
+@dataclass
+class Statistics:
+    """By what the batch norms of one pass normalise, and what they saw.
+
+    Arguments:
+        given: moments by name of the norm; each batch's own where None.
+        frozen: names of norms that normalise by their own running statistics, whatever is given.
+        differentiable: let gradients flow through the moments that are seen.
+        seen: moments that norms of their batch took, by name.
+    """
+
+    given: Mapping[str, Moments] | None = None
+    frozen: frozenset[str] = frozenset()
+    differentiable: bool = False
+    seen: dict[str, Moments] = field(default_factory=dict)
+
+
+class PooledBatchNorm(nn.BatchNorm2d):
+    """Batch norm, then max-pooling 2×2, in a third of the passes over the maps that the two take apart.
+
+        y = max over 2×2 of γ x̂ + β
+
+    An affine map keeps or turns the order of numbers, so the pixels that stay are known before anything is normalised,
+    and only they are. Parameters and buffers are those of `torch.nn.BatchNorm2d`.
+
+    Shapes: (N, C, H, W) -> (N, C, H // 2, W // 2).
+
+    Example:
+        >>> import torch
+        >>> PooledBatchNorm(3, track_running_stats=False)(torch.randn(4, 3, 9, 8)).shape
+        torch.Size([4, 3, 4, 4])
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        own = self.__dict__.get("forward")
+        if isinstance(own, ValueNorm):  # of a subclass inside a pass
+            return own.normalised(x, self.weight, self.bias, self.eps)
+        if self.track_running_stats:
+            return max_pool(super().forward(x))
+        return normalise(x, self.weight, self.bias, self.eps, pool=True)[0]
+
+
+class ValueNorm:
+    """The `forward` of a batch norm inside one pass.
+
+    Arguments:
+        norm: the layer, whose parameters and running statistics it reads at every call.
+        name: of the layer in its model.
+
+    Example:
+        >>> norm = nn.BatchNorm1d(2)
+        >>> norm.forward = ValueNorm(norm, "norm")
+        >>> norm.forward.statistics = now = Statistics()
+        >>> norm(torch.tensor([[1.0, 2.0], [3.0, 2.0]])).shape, now.seen["norm"].mean
+        (torch.Size([2, 2]), tensor([2., 2.]))
+    """
+
+    def __init__(self, norm: _BatchNorm, name: str):
+        self.norm, self.name, self.statistics = norm, name, Statistics()
+        self.pool = isinstance(norm, PooledBatchNorm)
+        own = type(norm).forward in (_BatchNorm.forward, nn.SyncBatchNorm.forward, PooledBatchNorm.forward)
+        self._inside = None if own else _Inside(self)
+
+    def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if self._inside is None:
+            return self.normalised(float32(x), self.norm.weight, self.norm.bias, self.norm.eps)
+        with self._inside:  # a subclass keeps its own forward; torch's batch norm in it is ours
+            return type(self.norm).forward(self.norm, float32(x), *args, **kwargs)
+
+    def normalised(self, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+        """Batch norm of x by what the statistics say, and pooled where the layer pools."""
+        moments = self.given
+        if moments is None and not self.statistics.differentiable:
+            y, mean, var = normalise(x, weight, bias, eps, self.pool)
+            self.tell(mean, var)
+            return y
+        if moments is None:
+            moments = Moments(*batch_statistics(x))
+            self.tell(*moments)
+        y = apply_statistics(x, *moments, weight, bias, eps)
+        return max_pool(y) if self.pool else y
+
+    @property
+    def given(self) -> Moments | None:
+        """The moments to normalise by; those of the batch where None."""
+        if self.name in self.statistics.frozen:
+            return Moments(self.norm.running_mean, self.norm.running_var)  # type: ignore[arg-type]
+        return None if self.statistics.given is None else self.statistics.given.get(self.name)
+
+    def tell(self, mean: Tensor, var: Tensor) -> None:
+        """Say by which moments of its batch the layer has normalised."""
+        self.statistics.seen[self.name] = Moments(mean, var)
+
+    @property
+    def fuses(self) -> bool:
+        """Whether the layer may be a part of `fused.blocks`, which asks `given` and calls `tell` in its stead."""
+        if not self.pool or self._inside is not None or self.statistics.differentiable:
+            return False
+        return self.given is None or not torch.is_grad_enabled()
+
+
+class _Inside(TorchFunctionMode):
+    """Inside it, torch's batch norm is that of a `ValueNorm`."""
+
+    def __init__(self, norm: ValueNorm):
+        super().__init__()
+        self.norm = norm
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is not F.batch_norm:
+            return func(*args, **kwargs)
+        return self._batch_norm(*args, **kwargs)
+
+    def _batch_norm(
+        self, x: Tensor, running_mean: Any, running_var: Any, weight: Tensor | None = None, bias: Tensor | None = None,
+        training: bool = False, momentum: float = 0.1, eps: float = 1e-5,
+    ) -> Tensor:  # fmt: skip
+        del running_mean, running_var, training, momentum  # the pass decides
+        return self.norm.normalised(x, weight, bias, eps)
+
+
+def float32(x: Any) -> Any:
+    """What autocast rounded, in float32 again; anything else as it is."""
+    rounded = isinstance(x, Tensor) and x.dtype == torch.bfloat16 and torch.is_autocast_enabled(x.device.type)
+    return x.float() if rounded else x
+
+
+def exchange(model: nn.Module) -> dict[str, ValueNorm]:
+    """Give every batch norm of a model a `ValueNorm` for its `forward`; those, by name.
+
+    Example:
+        >>> list(exchange(nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))))
+        ['1']
+    """
+    norms = {}
+    for name, module in model.named_modules():
+        if isinstance(module, _BatchNorm) and "forward" not in module.__dict__:
+            norms[name] = module.__dict__["forward"] = ValueNorm(module, name)
+    return norms
+
+
+def value_norm(norm: nn.Module) -> ValueNorm | None:
+    """The `ValueNorm` that a layer was given; a pooled norm outside of any pass has one that sees its batch."""
+    own = norm.__dict__.get("forward")
+    if own is None and type(norm) is PooledBatchNorm and not norm.track_running_stats:
+        return ValueNorm(norm, "")
+    return own if isinstance(own, ValueNorm) else None
