@@ -6,9 +6,9 @@ from typing import NamedTuple
 import torch
 
 from fewstep.errors import BadInput
+from fewstep.metalearning.execution import COMPILED
 from fewstep.metalearning.learner import Learner
 from fewstep.metalearning.memory import Need, memory_needed
-from fewstep.metalearning.strategies import COMPILED
 from fewstep.tasks.batch import TaskBatch
 
 CGROUP = Path("/sys/fs/cgroup")

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
 from fewstep.errors import BadInput
+from fewstep.metalearning.execution import COMPILED
 from fewstep.metalearning.learner import Learner
-from fewstep.metalearning.strategies import COMPILED
 from fewstep.methods import Recipe
 from fewstep.training.choices import NAME, PATH, N, own
 

@@ -1,41 +1,59 @@
 """Attention in a form that can be differentiated twice and mapped over tasks."""
 
-import contextlib
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch import Tensor
+from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-# The second hides the first from a watch.
-ATTENTION = (torch.nn.functional.scaled_dot_product_attention, torch.nn.functional.multi_head_attention_forward)
+
+def math_attention(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
+    is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
+) -> Tensor:  # fmt: skip
+    """`torch.nn.functional.scaled_dot_product_attention` by torch's own formula, whatever kernels are allowed."""
+    return torch.ops.aten._scaled_dot_product_attention_math(
+        query, key, value, attn_mask, dropout_p, is_causal, None, scale=scale, enable_gqa=enable_gqa
+    )[0]
 
 
-@contextlib.contextmanager
-def math_attention() -> Iterator[None]:
-    """Attention by its plain formula: the fused kernels have neither a second derivative nor a vmap rule."""
-    fast_path = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast_path)
+class ExactAttention(TorchFunctionMode):
+    """Inside it attention goes by its plain formula: fused kernels have neither a second derivative nor a vmap rule.
 
+        softmax(q kᵀ · scale + mask) v
 
-class AttentionWatch(TorchFunctionMode):
-    """Notices whether attention is called inside it."""
+    It holds for its thread alone. Torch's fast path of encoder layers steps back by itself where a mode is active.
+
+    Example:
+        >>> q = torch.randn(2, 3, 4, requires_grad=True)
+        >>> with ExactAttention() as mode:
+        ...     y = F.scaled_dot_product_attention(q, q, q)
+        >>> torch.allclose(y, F.scaled_dot_product_attention(q, q, q), atol=1e-6), mode.seen
+        (True, True)
+    """
 
     seen = False
 
     def __torch_function__(
         self, func: Callable, types: Any, args: tuple = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        if func in ATTENTION and not self.seen:
+        kwargs = dict(kwargs or {})
+        if func is F.scaled_dot_product_attention:
             self.seen = True
-            logging.getLogger("fewstep").warning(
-                "attention runs by torch's math kernel: the fused ones have no second derivative"
-            )
-        return func(*args, **(kwargs or {}))
+            return math_attention(*args, **kwargs)
+        if func is F.multi_head_attention_forward:  # with its weights asked for it has a plain formula of its own
+            self.seen = True
+            wanted, kwargs["need_weights"] = kwargs.get("need_weights", True), True
+            output, weights = func(*args, **kwargs)
+            return output, weights if wanted else None
+        return func(*args, **kwargs)
+
+
+def say_once() -> None:
+    """Tell the user what attention costs here."""
+    logging.getLogger("fewstep").warning(
+        "attention runs by torch's math kernel: the fused ones have no second derivative"
+    )

@@ -8,8 +8,10 @@ process finds it.
 Our own derivatives, and so the kernels on a CPU, give way to torch's: its compiler drops those of functions.
 """
 
+import copy
 import textwrap
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from types import FunctionType
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -18,11 +20,9 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from fewstep.metalearning.functional import Functional
-from fewstep.metalearning.inner_loop import InnerLoop, Parameters
-from fewstep.metalearning.meta_gradient import Plan, Result, Whole, averaged, of_a_task, of_all_tasks, parts_of
+from fewstep.metalearning.functional import NOTHING, Functional
+from fewstep.metalearning.meta_gradient import Mean, Parameters, Plan, Result, Transformed, Work
 from fewstep.methods.schedules import Order
-from fewstep.tasks.batch import TaskBatch
 
 
 class CannotCompile(RuntimeError):
@@ -45,11 +45,10 @@ def _backend(graph: torch.fx.GraphModule, inputs: list) -> Any:
 
 
 def _result(
-    inner: InnerLoop, order: Order, weights: Sequence[Tensor | None], whole: Whole, learned: Parameters,
-    together: bool, parts: tuple,
-) -> Result:  # fmt: skip
-    of = of_all_tasks if together else of_a_task
-    return of(inner, Plan(order, weights), whole)(learned, *parts)
+    of: Transformed, order: Order, weights: Sequence[Tensor | None], learned: Parameters, together: bool, parts: tuple
+) -> Result:
+    of = replace(of, plan=Plan(order, weights))
+    return (of.of_all if together else of)(learned, {}, *parts)
 
 
 # The compiler holds on to the twin that it has seen, so a compiled function has a `Functional` of its own; and it keeps
@@ -59,45 +58,48 @@ _made: WeakKeyDictionary[Functional, tuple[Functional, Callable[..., Result]]] =
 
 def _made_for(forward: Functional) -> tuple[Functional, Callable[..., Result]]:
     if forward not in _made:
-        copy = FunctionType(_result.__code__.replace(), _result.__globals__)
-        _made[forward] = forward.apart(), torch.compile(copy, fullgraph=True, dynamic=False, backend=_backend)
-    own, function = _made[forward]
-    own.follow(forward)
-    return own, function
+        own = FunctionType(_result.__code__.replace(), _result.__globals__)
+        _made[forward] = copy.copy(forward), torch.compile(own, fullgraph=True, dynamic=False, backend=_backend)
+    return _made[forward]
 
 
-def compiled(
-    inner: InnerLoop, plan: Plan, learned: Parameters, whole: Whole, batch: TaskBatch, together: bool
-) -> Result:
+def compiled(work: Work, together: bool) -> Result:
     """Task by task, or all `together`, in compiled code.
 
     Raises:
-        CannotCompile: a model that the compiler cannot take, that has attention, or that draws random numbers; more
-            variants of one learner than torch keeps, which are eight.
+        CannotCompile: a model that the compiler cannot take, that has attention, that draws random numbers or moves its
+            buffers; more variants of one learner than torch keeps, which are eight.
     """
-    device = batch.support_y.device
+    batch, setting = work.batch, work.inner.setting
+    known = work.inner.forward.facts.get(setting.training, NOTHING)
+    if known != NOTHING or work.inner.forward.itself:
+        raise CannotCompile(
+            "a model that has attention, draws random numbers as dropout does, or moves tensors or attributes in its "
+            "passes cannot be compiled"
+        )
     # Code is compiled for the strides too, and those of one channel come in several forms.
-    learned = {name: t.detach().clone(memory_format=torch.contiguous_format) for name, t in learned.items()}
-    forward, function = _made_for(inner.forward)
-    inner = inner._replace(forward=forward)
-    if not forward.ready:  # what is done once shall not be in the graph
-        forward(whole(learned).model, tree_map(lambda t: t[0], batch.support_x))
-    if not forward.shareable:
-        raise CannotCompile("a model that has attention or draws random numbers, as dropout does, cannot be compiled")
+    learned = {n: t.detach().clone(memory_format=torch.contiguous_format) for n, t in work.learned.items()}
+    forward, function = _made_for(work.inner.forward)
+    with forward.body() as body:
+        body.set_modes(setting.training)  # what is done once shall not be in the graph
+    of = Transformed(work.inner._replace(forward=forward), work.plan, work.fixed, ())
     like = next(iter(learned.values()))
-    weights = [None if w is None else like.new_tensor(w) for w in plan.step_weights]
+    weights = [None if w is None else like.new_tensor(w) for w in work.plan.step_weights]
 
     def result(parts: tuple) -> Result:
-        if device.type != "cuda":
-            return function(inner, plan.order, weights, whole, learned, together, parts)
+        if batch.support_y.device.type != "cuda":
+            return function(of, work.plan.order, weights, learned, together, parts)
         torch.compiler.cudagraph_mark_step_begin()
-        found = function(inner, plan.order, weights, whole, learned, together, parts)
+        found = function(of, work.plan.order, weights, learned, together, parts)
         return tree_map(torch.clone, found)  # the next replay writes where this one did
 
     try:
         if together:
-            return result(parts_of(batch))
-        return averaged(result(tree_map(lambda t, i=i: t[i], parts_of(batch))) for i in range(len(batch)))
+            return result((batch.support_x, batch.support_y, batch.query_x, batch.query_y))
+        mean = Mean()
+        for index in range(len(batch)):
+            mean.add(result(work.task(index)[:4]))
+        return mean.result()
     except Exception as error:
         if isinstance(error, torch._dynamo.exc.FailOnRecompileLimitHit):
             raise CannotCompile(

@@ -1,256 +1,392 @@
-"""A model as a pure function: (parameters, input, statistics) → (output, statistics seen).
+"""A model as a pure function: (tensors, input, setting) → (output, moments, moved tensors).
 
-The function runs on a twin of the model that has its structure but none of its data: every tensor lives on the meta
-device, and every batch norm is exchanged for one whose statistics are values, passed in and given back. So nothing in
-the user's model is ever mutated, and any `nn.Module` qualifies.
+    forward(parameters and buffers, x, setting, …) → Seen(output, moments, moved)
+
+A pass has in its hand all that it depends on. It runs in a `Body`, a copy of the model that it has for itself: its
+tensors are put in before it and taken out after it. So nothing in the user's model changes, passes of several threads
+do not meet, and any `nn.Module` qualifies. Where a copy is not the model (weights reached by a closure, a list, a
+hook), which `probe` finds out at the first batch, the model itself is the body: it is lent to one pass at a time, and
+given back as it was.
 """
 
 import contextlib
 import copy
 import itertools
 import threading
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
-import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from fewstep.errors import BadInput
-from fewstep.metalearning.attention import AttentionWatch, math_attention
-from fewstep.metalearning.precision import half
-from fewstep.metalearning.randomness import generators
-from fewstep.metalearning.second_derivative import SecondDerivativeProbe
-from fewstep.models import norm as norms
-from fewstep.models.norm import Moments, ValueNorm, exchange, float32
+from fewstep.metalearning.attention import ExactAttention
+from fewstep.metalearning.modes import half
+from fewstep.metalearning.randomness import Keys, TaskRandomness
+from fewstep.metalearning.structure import Attribute, Structure, detached_copies, reset
+from fewstep.models.norm import Moments, Statistics, ValueNorm, exchange, float32
 
-NORMS = (_BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.modules.instancenorm._InstanceNorm, nn.RMSNorm)
-
-
-Statistics = dict[str, Moments]  # by the name of the batch norm
+Tensors = dict[str, Tensor]
+ModeOfLayers = tuple[bool, ...]  # which are in training mode, in the order of `modules()`
 
 
-class _Slot(NamedTuple):
-    """Where a twin looks for a tensor, and the name that the tensor goes by: tied ones go by their first."""
+@dataclass(frozen=True)
+class Setting:
+    """How passes are taken.
 
-    tensors: dict[str, Tensor | None]
+    Arguments:
+        training: which layers are in training mode, in the order of `modules()`.
+        precision: `float32`, `tf32` or `bf16`, of convolutions and matrix products.
+        frozen: batch norms that normalise by their own running statistics.
+    """
+
+    training: ModeOfLayers
+    precision: str = "float32"
+    frozen: frozenset[str] = frozenset()
+
+
+class Seen(NamedTuple):
+    """What a pass gives: its output, the moments of each batch norm's batch, and the tensors that it moved, by name."""
+
+    output: Any
+    moments: dict[str, Moments]
+    moved: Tensors
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a model's passes in some modes of its layers, see `fewstep.metalearning.probe`.
+
+    Arguments:
+        draws: it draws random numbers. attends: it has attention.
+        moves: parameters and buffers that a pass changes. through: whether gradients flow through what it changes.
+        keeps: attributes that a pass changes, with what they were.
+    """
+
+    draws: bool = False
+    attends: bool = False
+    moves: frozenset[str] = frozenset()
+    through: bool = False
+    keeps: tuple[Attribute, ...] = ()
+
+
+class Slot(NamedTuple):
+    """A place of a parameter or buffer, and the name the tensor goes by: tied ones go by their first."""
+
+    place: dict[str, Tensor | None]
     key: str
     name: str
     empty: Tensor
 
 
-def _slots(twin: nn.Module) -> Iterator[_Slot]:
+def slots(module: nn.Module) -> list[Slot]:
     """Every place of a parameter or buffer. `torch.func.functional_call` works them out anew at every call."""
     first: dict[int, str] = {}
-    for prefix, module in twin.named_modules(remove_duplicate=False):
-        for tensors in (module._parameters, module._buffers):
-            for key, tensor in tensors.items():
+    found = []
+    for prefix, layer in module.named_modules(remove_duplicate=False):
+        for place in (layer._parameters, layer._buffers):
+            for key, tensor in place.items():
                 if tensor is not None:
                     name = first.setdefault(id(tensor), f"{prefix}.{key}" if prefix else key)
-                    yield _Slot(tensors, key, name, tensor)
+                    found.append(Slot(place, key, name, tensor))
+    return found
 
 
-@dataclass
-class _Twin:
-    """A copy of the twin for one call at a time: a call swaps its tensors. `training`: its modes, module by module."""
-
-    module: nn.Module
-    norms: list[ValueNorm]
-    slots: list[_Slot]
-    training: tuple[bool, ...] = ()
-
-
-def _on_meta(tensor: Tensor) -> Tensor:
-    empty = tensor.detach().to("meta")
-    return nn.Parameter(empty, requires_grad=False) if isinstance(tensor, nn.Parameter) else empty
-
-
-def norm_parameters(model: nn.Module) -> list[str]:
-    """Names of the weights and biases of normalisation layers, recognised by type."""
-    layers = {f"{name}." if name else "": m for name, m in model.named_modules() if isinstance(m, NORMS)}
-    return [prefix + name for prefix, layer in layers.items() for name, _ in layer.named_parameters(recurse=False)]
-
-
-class Functional:
-    """`model` as a pure function of its parameters.
+class Body:
+    """A module in which one pass at a time may have its own tensors.
 
     Arguments:
-        model: any module; it is neither kept nor changed.
+        module: a copy of the model without data, or the model itself.
+        lent: it is the model itself: norms, modes and references are put back after every pass.
+        lasting: it serves one pass, whose tensors stay in it, for backward may run layers again.
+    """
+
+    def __init__(self, module: nn.Module, lent: bool = False, lasting: bool = False):
+        self.module, self.lent, self.lasting = module, lent, lasting
+        self.slots, self.layers = slots(module), list(module.modules())
+        self.norms: list[ValueNorm] = [] if lent else list(exchange(module).values())
+        self.training: ModeOfLayers = ()
+
+    def run(self, tensors: Tensors, inputs: tuple, setting: Setting, facts: Facts, now: Statistics) -> tuple:
+        """The module's output, and the tensors that it moved."""
+        before = [slot.place[slot.key] for slot in self.slots]
+        with self._borrowed(tensors) if self.lent else contextlib.nullcontext():
+            if self.training != setting.training:
+                self.set_modes(setting.training)
+            for norm in self.norms:
+                norm.statistics = now
+            try:
+                for slot in self.slots:
+                    slot.place[slot.key] = tensors.get(slot.name, slot.empty)
+                output = self.module(*inputs)
+                moved = {s.name: s.place[s.key] for s in self.slots if s.name in facts.moves} if facts.moves else {}
+            finally:
+                if not self.lasting:  # keep no task's tensor alive
+                    for slot, tensor in zip(self.slots, before, strict=True):
+                        slot.place[slot.key] = tensor
+                    for norm in self.norms:
+                        norm.statistics = Statistics()
+                reset(self.layers, facts.keeps)
+        return output, moved
+
+    def set_modes(self, modes: ModeOfLayers) -> None:
+        self.training = modes
+        for layer, training in zip(self.layers, modes, strict=True):
+            layer.training = training
+
+    @contextlib.contextmanager
+    def _borrowed(self, tensors: Tensors) -> Iterator[None]:
+        """The user's own model gets norms and modes for this pass; references that it keeps lead to our tensors."""
+        modes, outer = tuple(layer.training for layer in self.layers), self.norms
+        exchanged = exchange(self.module)
+        self.norms, self.training = [*outer, *exchanged.values()], modes
+        try:
+            with Substituted({id(slot.empty): tensors[slot.name] for slot in self.slots if slot.name in tensors}):
+                yield
+        finally:
+            self.set_modes(modes)
+            for norm in exchanged.values():
+                del norm.norm.__dict__["forward"]
+            self.norms = outer
+
+
+class Substituted(TorchFunctionMode):
+    """Inside it, torch's functions that are given a tensor of the model get that of the pass instead.
+
+    So weights are found that a model reaches by a list, a partial or a closure, past its parameters by name.
+    """
+
+    def __init__(self, tensors: Mapping[int, Tensor]):
+        super().__init__()
+        self.tensors = tensors
+
+    def __torch_function__(
+        self, func: Callable, types: Any, args: tuple = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        args, kwargs = tree_map(lambda value: self.tensors.get(id(value), value), (args, dict(kwargs or {})))
+        return func(*args, **kwargs)
+
+
+_locks: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()  # type: ignore[type-arg]
+
+
+def lock_of(model: nn.Module) -> Any:
+    """The lock under which a model's own tensors are exchanged for a moment, and read."""
+    return _locks.setdefault(model, threading.RLock())
+
+
+@dataclass(eq=False)
+class Functional:
+    """`model` as a pure function of its parameters, as it is built at this moment.
+
+    Arguments:
+        model: any module; it is not changed.
+        itself: passes run in the model itself, not in copies of it.
+        lasting: every pass has a copy of its own, which lasts as long as its graph.
+
+    Raises:
+        BadInput: weights that are not made yet; a compiled module; a bare batch norm.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
-        >>> output, seen = Functional(model)(dict(model.named_parameters()), torch.randn(4, 2))
-        >>> output.shape, list(seen)
+        >>> forward = Functional(model)
+        >>> seen = forward(dict(model.named_parameters()), torch.randn(4, 2), forward.setting())
+        >>> seen.output.shape, list(seen.moments)
         (torch.Size([4, 3]), ['1'])
     """
 
-    def __init__(self, model: nn.Module):
-        # Told beforehand what to put for every tensor, deepcopy copies no data and keeps tied weights tied.
-        tensors = itertools.chain(model.parameters(), model.buffers())
-        memo: dict[int, Any] = {id(t): _on_meta(t) for t in tensors}
-        self.twin = copy.deepcopy(model, memo)
-        self.batch_norms: dict[str, int] = {}
-        self.precision = "float32"
-        if isinstance(self.twin, _BatchNorm):
+    model: nn.Module
+    itself: bool = False
+    lasting: bool = False
+    facts: dict[ModeOfLayers, Facts] = field(default_factory=dict)
+    proven: bool = False  # that a body answers as the model does
+    one_by_one: bool = False  # vmap was tried and cannot take the model
+    widths: dict[Any, int] = field(default_factory=dict)  # of the output, by shape of the input
+
+    def __post_init__(self) -> None:
+        if isinstance(self.model, nn.modules.batchnorm._BatchNorm):
             raise BadInput("the model is a bare batch norm; wrap it in a module that has something to adapt")
-        for name in exchange(self.twin):
-            self.batch_norms[name] = self.twin.get_submodule(name).num_features  # type: ignore[assignment]
-        self._training = (False,) * len(list(self.twin.modules()))
-        self._attention: bool | None = None  # whether the model has any; found out at the first call
-        self._draws: dict[tuple[bool, ...], bool] = {}  # whether it draws random numbers, by what is in training mode
-        self._formula_for: dict[tuple[str, ...], bool] = {}  # whether to ask the model for gradients of these
-        self._lock = threading.RLock()
-        self._idle: list[_Twin] = []  # as many as calls ever were under way at once
+        self.norms = {
+            name: layer.num_features
+            for name, layer in self.model.named_modules()
+            if isinstance(layer, nn.modules.batchnorm._BatchNorm)
+        }
+        self.structure = Structure.of(self.model)
+        self._blank = None if self.itself else _without_data(self.model)
+        self._idle: list[Body] = []  # as many as passes ever were under way at once
+        self._formula_for: dict[tuple[str, ...], bool] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in ("_lock", "_idle")}
+        return {**self.__dict__, "_idle": []}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _lock=threading.RLock(), _idle=[])
-
-    def train_like(self, model: nn.Module | None) -> None:
-        """Dropout and the like behave as in `model`, or as in evaluation where it is None."""
-        modes = (False,) * len(self._training) if model is None else (module.training for module in model.modules())
-        self._training = tuple(modes)
-
-    def apart(self) -> "Functional":
-        """The same function, with twins that no call of this one takes."""
-        return copy.copy(self)
-
-    def follow(self, other: "Functional") -> None:
-        """Take over another's modes and precision."""
-        self._training, self.precision = other._training, other.precision
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Functional":
+        return Functional(copy.deepcopy(self.model, memo), self.itself, self.lasting)
 
     @property
-    def ready(self) -> bool:
-        """Whether a call does nothing that is done once."""
-        known = self.shareable is not None and bool(self._idle)
-        return known and self._idle[-1].training == self._training
+    def outdated(self) -> bool:
+        """Whether the model is built otherwise by now."""
+        moved = {(a.layer, a.name) for facts in self.facts.values() for a in facts.keeps}
+        return self.structure.differs(Structure.of(self.model), moved)
 
-    @property
-    def shareable(self) -> bool | None:
-        """Whether threads may call it at once without disturbing one another; None before the first call."""
-        if self._attention is None or self._training not in self._draws:
-            return None
-        return not (self._attention or self._draws[self._training])
+    def setting(self, training: bool = True, precision: str = "float32", frozen: bool = False) -> Setting:
+        """How passes are taken: in the model's own modes or all of them in evaluation.
+
+        Arguments:
+            frozen: every batch norm keeps its running statistics; otherwise those that are in evaluation mode do.
+
+        Raises:
+            BadInput: a batch norm is to keep statistics that it does not have.
+        """
+        modes = tuple(layer.training and training for layer in self.model.modules())
+        own = frozenset(name for name in self.norms if self._keeps_its_own(name, frozen))
+        return Setting(modes, precision, own)
+
+    def _keeps_its_own(self, name: str, frozen: bool) -> bool:
+        layer: Any = self.model.get_submodule(name)
+        if frozen and layer.running_mean is None:
+            raise BadInput(
+                f"norm.statistics is frozen, but {name} ({type(layer).__name__}) keeps no running statistics: "
+                "take batch, running or support"
+            )
+        return layer.running_mean is not None and (frozen or not layer.training)
 
     @contextlib.contextmanager
-    def _idle_twin(self) -> Iterator[_Twin]:
-        """A twin that no other call has, in the modes of the moment; idle again afterwards."""
+    def body(self) -> Iterator[Body]:
+        """A body that no other pass has."""
+        if self._blank is None:
+            with lock_of(self.model):
+                yield Body(self.model, lent=True)
+            return
+        if self.lasting:
+            yield Body(copy.deepcopy(self._blank), lasting=True)
+            return
         try:
-            twin = self._idle.pop()  # in one step, so that no two threads get the same
+            body = self._idle.pop()  # in one step, so that no two threads get the same
         except IndexError:
-            module = copy.deepcopy(self.twin)
-            told = [module.get_submodule(name).__dict__["forward"] for name in self.batch_norms]
-            twin = _Twin(module, told, list(_slots(module)))
+            body = Body(copy.deepcopy(self._blank))
         try:
-            if twin.training != self._training:
-                twin.training = self._training
-                for layer, training in zip(twin.module.modules(), twin.training, strict=True):
-                    layer.training = training
-            yield twin
+            yield body
         finally:
-            self._idle.append(twin)
+            self._idle.append(body)
 
     def __call__(
         self,
-        parameters: dict[str, Tensor],
+        tensors: Tensors,
         x: Tensor | tuple[Tensor, ...],
-        given: Statistics | None = None,
+        setting: Setting,
+        given: Mapping[str, Moments] | None = None,
+        keys: Keys = (),
+        number: int = 0,
         differentiable: bool = False,
-    ) -> tuple[Tensor, Statistics]:
-        """The output for `x`, and the statistics each batch norm normalised by.
+    ) -> Seen:
+        """The output for `x`.
 
         Arguments:
-            parameters: every parameter and buffer of the model, by name.
+            tensors: every parameter and buffer of the model, by name.
             x: the input, or a tuple of the inputs.
-            given: normalise by these statistics; by the batch's own where None.
-            differentiable: let gradients flow through the statistics that come back.
+            given: batch norms normalise by these moments; by their batch's own where None.
+            keys, number: what random numbers are drawn from: keys of the tasks, number of the pass.
+            differentiable: let gradients flow through the moments that come back.
         """
-        with self._idle_twin() as twin:
-            return self._call(twin, parameters, x, given, differentiable)
+        with self.body() as body:
+            return self.within(body, tensors, x, setting, given, keys, number, differentiable)
 
-    def _call(
+    def within(
         self,
-        twin: _Twin,
-        parameters: dict[str, Tensor],
+        body: Body,
+        tensors: Tensors,
         x: Tensor | tuple[Tensor, ...],
-        given: Statistics | None = None,
+        setting: Setting,
+        given: Mapping[str, Moments] | None = None,
+        keys: Keys = (),
+        number: int = 0,
         differentiable: bool = False,
-    ) -> tuple[Tensor, Statistics]:
-        now = norms.Statistics(given, differentiable=differentiable)
+    ) -> Seen:
+        """The same in a body that one has."""
+        facts = self.facts.get(setting.training, NOTHING)
+        now = Statistics(given, setting.frozen, differentiable)
         inputs = x if isinstance(x, tuple) else (x,)
-        known = self._attention is False and twin.training in self._draws
-        device = next(iter(parameters.values())).device
-        with contextlib.nullcontext() if known else self._looking(twin.training, device):
-            for norm in twin.norms:
-                norm.statistics = now
-            try:
-                for slot in twin.slots:
-                    slot.tensors[slot.key] = parameters.get(slot.name, slot.empty)
-                with half(self.precision, device):
-                    output = twin.module(*inputs)
-                    output = float32(output) if isinstance(output, Tensor) else tree_map(float32, output)
-            finally:
-                for slot in twin.slots:
-                    slot.tensors[slot.key] = slot.empty
-                for norm in twin.norms:
-                    norm.statistics = norms.Statistics()  # keep no task's tensor alive
-        return output, now.seen
-
-    @contextlib.contextmanager
-    def _looking(self, training: tuple[bool, ...], device: torch.device) -> Iterator[None]:
-        """Attention by its plain formula; and what is not known yet of the model is found out."""
-        with contextlib.ExitStack() as inside:
-            inside.enter_context(self._lock)  # the choice of kernels is the whole process's
-            inside.enter_context(math_attention())
-            watch = inside.enter_context(AttentionWatch()) if self._attention is None else None
-            before = None if training in self._draws else generators(device)
-            yield
-            if before is not None:
-                self._draws[training] = not all(map(torch.equal, before, generators(device)))
-            if watch:
-                self._attention = watch.seen
+        if facts.moves:  # a pass writes to copies; buffers follow the task, so under vmap each task has its own
+            tensors = tensors | {name: tensors[name].clone() for name in facts.moves}
+        device = next(iter(tensors.values())).device
+        with (
+            TaskRandomness(keys, number, device) if facts.draws else PLAIN,
+            ExactAttention() if facts.attends else PLAIN,
+            half(device) if setting.precision == "bf16" else PLAIN,
+        ):
+            output, moved = body.run(tensors, inputs, setting, facts, now)
+            output = float32(output) if isinstance(output, Tensor) else tree_map(float32, output)
+        return Seen(output, now.seen, moved)
 
     def cross_entropy_gradients(
-        self, names: tuple[str, ...], x: Any, labels: Tensor
-    ) -> Callable[[dict[str, Tensor]], tuple[dict[str, Tensor], Tensor, Statistics] | None] | None:
-        """From parameters to gradients of the mean cross-entropy by name, the loss and the statistics seen, by formula.
+        self, names: tuple[str, ...], x: Any, labels: Tensor, setting: Setting
+    ) -> Callable[[Tensors], tuple[Tensors, Tensor, Seen] | None] | None:
+        """From parameters to gradients of the mean cross-entropy by name, the loss and what was seen, by formula.
 
         A model that has a formula has a method `cross_entropy_gradients(x, labels)`, which gives it as a function of
         the parameters: to the loss, the gradient of every parameter, and mean and variance by name of the norm; or None
         where it does not hold. It is not asked where tensors are tied or less than half of all numbers is wanted.
         """
+        if self._blank is None or setting.precision == "bf16" or setting.frozen or isinstance(x, tuple):
+            return None
         if names not in self._formula_for:
-            slots = list(_slots(self.twin))
-            sizes = {slot.name: slot.empty.numel() for slot in slots}
-            enough = len(sizes) == len(slots) and 2 * sum(sizes[name] for name in names) >= sum(sizes.values())
-            self._formula_for[names] = enough and hasattr(self.twin, "cross_entropy_gradients")
-        if not self._formula_for[names] or self.precision == "bf16" or isinstance(x, tuple):
+            places = slots(self._blank)
+            sizes = {slot.name: slot.empty.numel() for slot in places}
+            enough = len(sizes) == len(places) and 2 * sum(sizes[name] for name in names) >= sum(sizes.values())
+            self._formula_for[names] = enough and hasattr(self._blank, "cross_entropy_gradients")
+        if not self._formula_for[names]:
             return None
-        with self._idle_twin() as twin:
-            model: Any = twin.module
+        with self.body() as body:
+            model: Any = body.module
             formula = model.cross_entropy_gradients(x, labels)
-        if formula is None:
+        return formula and Formula(formula, names)
+
+
+@dataclass(frozen=True)
+class Formula:
+    """A model's formula for its gradients, as an inner step takes them."""
+
+    found_by: Callable[[Mapping[str, Tensor]], Any]
+    names: tuple[str, ...]
+
+    def __call__(self, tensors: Tensors) -> tuple[Tensors, Tensor, Seen] | None:
+        found = self.found_by(tensors)
+        if found is None:
             return None
+        loss, gradients, moments = found
+        seen = Seen((), {name: Moments(*each) for name, each in moments.items()}, {})
+        return {name: gradients[name] for name in self.names}, loss, seen
 
-        def gradients(parameters: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor, Statistics] | None:
-            found = formula(parameters)
-            if found is None:
-                return None
-            loss, of_all, moments = found
-            return {n: of_all[n] for n in names}, loss, {n: Moments(*each) for n, each in moments.items()}
 
-        return gradients
+NOTHING = Facts()
+PLAIN: Any = contextlib.nullcontext()
 
-    def not_twice_differentiable(self, parameters: dict[str, Tensor], x: Any) -> str | None:
-        """The innermost layer that torch cannot differentiate twice, with the reason; None where there is none."""
-        leaves = {n: p.detach().requires_grad_(p.is_floating_point()) for n, p in parameters.items()}
-        with self._idle_twin() as twin, SecondDerivativeProbe(twin.module) as probe:
-            self._call(twin, leaves, x)
-        if not probe.found:
-            return None
-        name, kind, reason = probe.found
-        return f"layer {name} ({kind}): {reason}" if name else f"{kind}: {reason}"
+
+def _without_data(model: nn.Module) -> nn.Module:
+    """A copy of the model whose tensors have no data.
+
+    Raises:
+        BadInput: a layer whose weights are not made yet, or that was compiled.
+        Exception: what copying a user's object raises.
+    """
+    for name, layer in model.named_modules():
+        if any(nn.parameter.is_lazy(t) for t in itertools.chain(layer._parameters.values(), layer._buffers.values())):
+            kind = type(layer).__name__
+            raise BadInput(f"{name or 'the model'} ({kind}) has no weights yet: call the model once first")
+        if "_orig_mod" in layer._modules:  # as torch.compile wraps it
+            raise BadInput(
+                f"{name or 'the model'} is compiled: give the learner the module that was compiled "
+                f"({name + '.' if name else 'model.'}_orig_mod), and compile the meta-gradient (`compiled=True`)"
+            )
+    # Told beforehand what to put for every tensor, deepcopy copies no data and keeps tied weights tied.
+    memo: dict[int, Any] = {id(t): _on_meta(t) for t in itertools.chain(model.parameters(), model.buffers())}
+    detached_copies(model, memo)
+    return copy.deepcopy(model, memo)
+
+
+def _on_meta(tensor: Tensor) -> Tensor:
+    empty = tensor.detach().to("meta")
+    return nn.Parameter(empty, requires_grad=False) if isinstance(tensor, nn.Parameter) else empty

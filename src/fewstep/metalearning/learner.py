@@ -1,33 +1,27 @@
 """`Learner`: a model and a method, with everything the outer loop learns."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar, get_args
+from dataclasses import replace
+from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 from torch.utils._pytree import tree_map
 
 from fewstep.errors import BadInput, unknown
-from fewstep.metalearning.compiled import CannotCompile
-from fewstep.metalearning.functional import Functional, Moments, Statistics, norm_parameters
-from fewstep.metalearning.inner_loop import InnerLoop, Loss, Meta, Parameters
-from fewstep.metalearning.meta_gradient import Plan, Result
-from fewstep.metalearning.precision import Precision, products
+from fewstep.metalearning.answers import Answers
+from fewstep.metalearning.execution import Execution
+from fewstep.metalearning.inner_loop import ClosedForm, InnerLoop, Loss, Meta, MomentsByNorm, Parameters, Task
+from fewstep.metalearning.meta_gradient import Fixed, Plan, Work, threads
+from fewstep.metalearning.modes import own_modes, usable
 from fewstep.metalearning.predictor import Predictor
-from fewstep.metalearning.randomness import rewinder
-from fewstep.metalearning.ranks import Ranks
-from fewstep.metalearning.side_by_side import at_once
-from fewstep.metalearning.strategies import COMPILED, STRATEGIES, Strategy
+from fewstep.metalearning.probe import facts, functional, proven
+from fewstep.metalearning.randomness import Keys, keys_of
 from fewstep.metalearning.tree import Tree, tensors_of
 from fewstep.methods import Method
 from fewstep.methods.parts import Statistics as StatisticsPolicy
+from fewstep.models.norm import NORMS, Moments
 from fewstep.tasks.batch import TaskBatch
-
-T = TypeVar("T")
-
-# Support values a task on a CPU below which all tasks at once are faster: tiny tasks are bound by call overhead. Larger
-# ones are as fast one by one, and leave the cache and twenty times the memory if all are held at once.
-VECTORIZED_BELOW = 1024
 
 
 class MetaGradient(NamedTuple):
@@ -38,10 +32,11 @@ class MetaGradient(NamedTuple):
         query_logits: (B, Q, …) after the last inner step.
         gradients: {name: tensor} for every name of `Learner.meta_parameters`.
         task_losses: (B,), the meta-loss of each task.
-        statistics: batch-norm moments of the support passes, (steps, channels), for `Learner.update_running`.
+        statistics: batch-norm moments of the support passes, (steps, channels), for `Learner.update_buffers`.
+        moved: buffers that the model's passes moved, by name: their mean over tasks, for the same.
 
     Example:
-        >>> MetaGradient(torch.tensor(0.5), torch.zeros(1, 2, 3), {}, torch.tensor([0.5]), {}).query_logits.shape
+        >>> MetaGradient(torch.tensor(0.5), torch.zeros(1, 2, 3), {}, torch.tensor([0.5]), {}, {}).query_logits.shape
         torch.Size([1, 2, 3])
     """
 
@@ -49,13 +44,31 @@ class MetaGradient(NamedTuple):
     query_logits: Tensor
     gradients: Parameters
     task_losses: Tensor
-    statistics: Statistics
+    statistics: MomentsByNorm
+    moved: Parameters
+
+
+class _Executed:
+    """A choice of how a learner is executed, as an attribute of it."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, learner: "Learner", owner: type | None = None) -> Any:
+        return self if learner is None else getattr(learner.execution, self.name)
+
+    def __set__(self, learner: "Learner", value: Any) -> None:
+        learner.execution = replace(learner.execution, **{self.name: value})
 
 
 class Learner(nn.Module):
     """A model, a method and a loss: the meta-gradient of a meta-batch, and adaptation to one task.
 
         ∇_meta (1/B) Σ_b Σ_i w_i L(query_b; θ_{i+1}^b),    θ_{i+1} = rule(θ_i, ∇L(support_b; θ_i))
+
+    Which layers are in training mode is the model's affair: `learner.eval()` changes none of them, adapting and
+    evaluating take all layers in evaluation mode by themselves, and a batch norm that the user has put into evaluation
+    mode keeps its own running statistics throughout.
 
     Arguments:
         model: any `nn.Module`; its parameters are shared, so training the learner trains the model (but for norm
@@ -71,8 +84,8 @@ class Learner(nn.Module):
             minutes at the first step; see `fewstep.metalearning.compiled`.
 
     Raises:
-        BadInput: nothing to adapt, an unknown strategy or precision, an empty micro-batch, labels that the
-            model has no output for.
+        BadInput: nothing to adapt, an unknown strategy or precision, an empty micro-batch, a layer that has no weights
+            yet or was compiled.
 
     Source: Finn, Abbeel, Levine, arXiv 1703.03400.
 
@@ -85,30 +98,28 @@ class Learner(nn.Module):
         (torch.Size([4, 3, 3]), ['model.weight', 'model.bias'])
     """
 
+    strategy = _Executed()
+    micro_batch = _Executed()
+    precision = _Executed()
+    compiled = _Executed()
+    ranks = _Executed()  # the processes that share each meta-batch: this one alone, or see `fewstep.torchrun`
+
     def __init__(
         self,
         model: nn.Module,
         method: Method,
-        loss: Loss = nn.functional.cross_entropy,
+        loss: Loss = cross_entropy,
         strategy: str = "auto",
         micro_batch: int | None = None,
         precision: str = "float32",
         compiled: bool = False,
     ):
         super().__init__()
-        self.micro_batch = micro_batch
-        if strategy != "auto" and strategy not in STRATEGIES:
-            raise unknown("strategy", strategy, ["auto", *STRATEGIES])
-        self.model, self.method, self.loss, self.strategy = model, method, loss, strategy
-        self.ranks = Ranks()  # the processes that share each meta-batch: this one alone, or see `fewstep.torchrun`
-        self._forward = Functional(model)
-        self.precision = precision
-        self.compiled = compiled
-        self._widths: dict[Any, int] = {}  # of the output, by shape of the input
-        self._loops_only = False  # vmap was tried and cannot take the model
+        self.execution = Execution(strategy, micro_batch, precision, compiled)
+        self.model, self.method, self.loss = model, method, loss
+        self._forward = functional(model)
         trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        norms = [name for name in norm_parameters(model) if name in trainable]
-        self.adapted = tuple(method.adapted(list(trainable), set(norms)))
+        norms, self.adapted = self._choice()
         if not self.adapted and method.steps:
             raise BadInput(f"{method.name} adapts {method.adapted}, but the model has no trainable parameter like that")
         rows = max(method.steps, 1)
@@ -119,11 +130,20 @@ class Learner(nn.Module):
                 raise BadInput(f"norm.affine is per_step, but {method.adapted} lets the inner loop adapt norm weights")
             self.norm = Tree({n: trainable[n].detach().expand(rows, *trainable[n].shape).clone() for n in per_step})
             self.running = Tree(self._initial_moments(rows), buffers=True)
+        self._remember()
+
+    def _choice(self) -> tuple[list[str], tuple[str, ...]]:
+        """Names of the trainable weights of norms, and of what the inner loop adapts."""
+        trainable = [name for name, p in self.model.named_parameters() if p.requires_grad]
+        layers = {f"{name}." if name else "": m for name, m in self.model.named_modules() if isinstance(m, NORMS)}
+        names = {prefix + name for prefix, m in layers.items() for name, _ in m.named_parameters(recurse=False)}
+        norms = [name for name in trainable if name in names]
+        return norms, tuple(self.method.adapted(trainable, set(norms)))
 
     def _initial_moments(self, rows: int) -> Parameters:
         """Running statistics of every inner step: those the model has, or zeros and ones."""
-        anchor, moments = next(iter(self.model.parameters())), {}
-        for name, channels in self._forward.batch_norms.items():
+        anchor, moments = next(self.model.parameters()), {}
+        for name, channels in self._forward.norms.items():
             norm = self.model.get_submodule(name)
             for part, empty in (("mean", 0.0), ("var", 1.0)):
                 own = getattr(norm, f"running_{part}")
@@ -131,29 +151,7 @@ class Learner(nn.Module):
                 moments[f"{name}.{part}"] = start.expand(rows, channels).clone()
         return moments
 
-    @property
-    def micro_batch(self) -> int | None:
-        """Tasks of a meta-batch taken at a time; all where None."""
-        return self._micro_batch
-
-    @micro_batch.setter
-    def micro_batch(self, size: int | None) -> None:
-        if size is not None and size < 1:
-            raise BadInput(f"micro_batch is {size}; take at least one task at a time")
-        self._micro_batch = size
-
-    @property
-    def precision(self) -> str:
-        """How convolutions and matrix products are computed."""
-        return self._forward.precision
-
-    @precision.setter
-    def precision(self, precision: str) -> None:
-        if precision not in get_args(Precision):
-            raise unknown("precision", precision, get_args(Precision))
-        self._forward.precision = precision
-
-    # --- meta-parameters ---------------------------------------------------------------------------------------------
+    # --- what is learned ---------------------------------------------------------------------------------------------
 
     def meta_parameters(self) -> dict[str, nn.Parameter]:
         """Every tensor the outer loop learns, as `model.<name>`, `rates.<name>` or `norm.<name>`.
@@ -165,47 +163,117 @@ class Learner(nn.Module):
         parts = ("model", model), ("rates", rates), ("norm", norm)
         return {f"{part}.{name}": p for part, of in parts for name, p in of.items() if p.requires_grad}
 
-    def _whole(self, learned: Parameters) -> Meta:
-        """The learned tensors, completed by all that is fixed."""
-        by_part: dict[str, Parameters] = {"model": {}, "rates": {}, "norm": {}}
-        for name, tensor in learned.items():
-            part, _, rest = name.partition(".")
-            by_part[part][rest] = tensor
-        # A module may write to its buffers; it gets copies.
-        fixed = {n: p.detach() for n, p in self.model.named_parameters() if n not in by_part["model"]}
-        fixed |= {n: b.clone() for n, b in self.model.named_buffers()}
-        moments = tensors_of(self.running)
-        running = {n: Moments(moments[f"{n}.mean"], moments[f"{n}.var"]) for n in self._forward.batch_norms}
-        return Meta(fixed | by_part["model"], by_part["rates"], by_part["norm"], running)
-
     @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
-    def threads(self, batch: TaskBatch) -> int:
-        """How many tasks of a meta-batch the strategy `loop` has under way at once."""
-        return at_once(min(self.micro_batch or len(batch), len(batch)), self._forward, self.device, batch.values)
-
     @property
     def has_batch_norm(self) -> bool:
-        return bool(self._forward.batch_norms)
+        return bool(self._forward.norms)
+
+    def train(self, mode: bool = True) -> "Learner":
+        """Sets no layer of the model, see above; put layers into a mode by `learner.model`."""
+        self.training = mode
+        return self
 
     @torch.no_grad()
     def frozen(self) -> Meta:
         """A copy of everything a task starts from, without a graph: what adaptation and evaluation use."""
-        model, rates, norm, running = self._whole(dict(self.meta_parameters()))
-        model, rates, norm = ({n: t.clone() for n, t in part.items()} for part in (model, rates, norm))
-        return Meta(model, rates, norm, {n: Moments(m.mean.clone(), m.var.clone()) for n, m in running.items()})
+        return tree_map(lambda t: t.detach().clone(), self._fixed().with_learned(dict(self.meta_parameters())))
 
-    def inner_loop(self, statistics: str, sharp: bool = False) -> InnerLoop:
-        """The inner loop under a statistics policy; `sharp` perturbs its steps where the method does so.
+    def _fixed(self) -> Fixed:
+        """What tasks start from and the outer loop does not learn."""
+        norm = tensors_of(self.norm)
+        own = ((n, p) for n, p in self.model.named_parameters() if n in norm or not p.requires_grad)
+        moments = tensors_of(self.running)
+        running = {n: Moments(moments[f"{n}.mean"], moments[f"{n}.var"]) for n in self._forward.norms}
+        return Fixed({n: t.detach() for n, t in (*own, *self.model.named_buffers())}, running)
+
+    @torch.no_grad()
+    def update_buffers(self, result: MetaGradient) -> None:
+        """Move running statistics, and buffers that the model moves itself, to where a meta-batch has left them.
+
+        running ← (1 − momentum) running + momentum · seen,   buffer ← mean of the tasks' buffers
+        """
+        self.update_running(result.statistics)
+        buffers = dict(self.model.named_buffers())
+        for name, moved in result.moved.items():
+            if name in buffers:
+                buffers[name].copy_(moved)
+
+    @torch.no_grad()
+    def update_running(self, statistics: MomentsByNorm) -> None:
+        """Move the running statistics of every inner step alone, see `update_buffers`."""
+        buffers = tensors_of(self.running)
+        for name, moments in statistics.items():
+            for part in ("mean", "var"):
+                seen = getattr(moments, part)
+                buffers[f"{name}.{part}"][: len(seen)].lerp_(seen, self.method.norm.momentum)
+
+    # --- the model as a function -------------------------------------------------------------------------------------
+
+    def _inner_loop(
+        self, x: Any, meta: Meta, statistics: str, training: bool = False, sharp: bool = False
+    ) -> InnerLoop:
+        """The inner loop under a statistics policy, of a model that is known on inputs like those of one task.
 
         Raises:
-            BadInput: an unknown policy.
+            BadInput: an unknown policy; a model that is no function; one that was changed where the learner cannot
+                follow.
         """
         if statistics not in get_args(StatisticsPolicy):
             raise unknown("statistics", statistics, get_args(StatisticsPolicy))
-        return InnerLoop(self._forward, self.loss, self.method, self.adapted, statistics, sharp)
+        self._check_unchanged()
+        if not self._forward.proven:
+            self._forward = proven(self._forward, meta.model, x)
+        setting = self._forward.setting(training, self.precision, statistics == "frozen")
+        facts(self._forward, setting, meta.model, x)
+        return InnerLoop(self._forward, setting, self.loss, self.method, self.adapted, statistics, sharp)
+
+    def _check_unchanged(self) -> None:
+        """Follow a model that was changed after the learner was made.
+
+        Raises:
+            BadInput: the learner holds something that rests on what was changed; names it.
+        """
+        for name, now, before in ((n, t, self._started[n]) for n, t in self._copied()):
+            if now.device.type == "cpu" and not torch.equal(now, before.to(now)):
+                raise BadInput(
+                    f"{name} was changed after the learner was made, which has a copy of it for every inner step: make "
+                    "the learner after loading weights, or load them into the learner"
+                )
+        if not self._forward.outdated:
+            return
+        _, adapted = self._choice()
+        if adapted != self.adapted:
+            name = sorted(set(adapted) ^ set(self.adapted))[0]
+            what = "would be adapted now" if name in adapted else "cannot be adapted any more (frozen, or gone)"
+            raise BadInput(f"{name} {what}: make the learner after freezing, releasing or exchanging layers")
+        self._forward = functional(self.model)
+
+    def _copied(self) -> list[tuple[str, Tensor]]:
+        """What of the model the learner has taken copies of, which a later change of the model does not reach."""
+        norm = tensors_of(self.norm)
+        found = [(name, p) for name, p in self.model.named_parameters() if name in norm] if norm else []
+        if self.method.norm.statistics == "running":
+            ends = tuple(f"{name}.running_{part}" for name in self._forward.norms for part in ("mean", "var"))
+            found += [(name, b) for name, b in self.model.named_buffers() if name in ends]
+        return found
+
+    def _remember(self) -> None:
+        self._started = {name: t.detach().clone() for name, t in self._copied()}
+
+    def load_state_dict(self, *args: Any, **options: Any) -> Any:
+        """As of any module; the model's weights may be changed by it at any time."""
+        found = super().load_state_dict(*args, **options)
+        self._remember()
+        return found
+
+    def _keys(self, inner: InnerLoop, count: int) -> Keys:
+        """Keys of the random numbers of tasks, from torch's global generator; none for a model that draws none."""
+        if not inner.forward.facts[inner.setting.training].draws:
+            return ()
+        return keys_of(int(torch.randint(2**62, ())), range(count))
 
     def steps(self, steps: int | None) -> int:
         """The inner steps asked for; the method's where None."""
@@ -214,9 +282,54 @@ class Learner(nn.Module):
             raise BadInput(f"steps is {steps}; take zero or more inner steps")
         return steps
 
+    def _meta(self) -> Meta:
+        """All that a task starts from, of the learner's own tensors."""
+        learned = dict(self.meta_parameters())
+        meta = self._fixed().with_learned(learned)
+        return usable(meta) if next(iter(learned.values())).is_inference() else meta
+
+    @torch.no_grad()
+    def check(self, x: Any, labels: Tensor) -> None:
+        """Raise BadInput where labels (of any shape) do not fit the model's output for one task's inputs.
+
+        What a whole number means is known of cross-entropy alone. Labels are looked at on the CPU only: elsewhere
+        looking would wait for the device.
+        """
+        entropy = self.loss is cross_entropy or isinstance(self.loss, nn.CrossEntropyLoss)
+        if not entropy or labels.is_floating_point() or labels.device.type != "cpu" or not labels.numel():
+            return
+        lowest, highest = map(int, labels.aminmax())
+        if lowest < 0:
+            raise BadInput(f"a label is {lowest}; labels count from 0")
+        ways = self._ways(tree_map(lambda t: t.to(self.device), x))
+        if highest >= ways:
+            raise BadInput(
+                f"tasks have labels up to {highest}, but the model has {ways} outputs: "
+                f"build the model for {highest + 1} ways, or draw tasks of {ways} ways"
+            )
+
+    def _ways(self, x: Any) -> int:
+        """Outputs of the model for inputs like these; looked up once a shape."""
+        shape = tree_map(lambda t: t.shape, x if isinstance(x, tuple) else (x,))
+        self._check_unchanged()
+        widths = self._forward.widths
+        if shape not in widths:
+            with own_modes(next(self.model.parameters()), False):
+                meta = self.frozen()
+                inner = self._inner_loop(x, meta, "batch")
+                widths = inner.forward.widths
+                output = inner.forward(meta.model, x, inner.setting, keys=(0,)).output
+                if not isinstance(output, Tensor) or output.dim() < 2:
+                    what = tuple(output.shape) if isinstance(output, Tensor) else f"a {type(output).__name__}"
+                    raise BadInput(
+                        f"cross-entropy needs the model's output as (examples, ways), and it is {what}: return the "
+                        "logits, or take a loss of your own"
+                    )
+                widths[shape] = output.shape[1]
+        return widths[shape]
+
     # --- training ----------------------------------------------------------------------------------------------------
 
-    @torch.enable_grad()
     def meta_gradient(self, batch: TaskBatch, progress: float = 0.0, strategy: str | None = None) -> MetaGradient:
         """Meta-loss, query output and meta-gradient of a meta-batch; changes nothing.
 
@@ -225,147 +338,41 @@ class Learner(nn.Module):
             strategy: overrides the learner's.
 
         Raises:
-            BadInput: labels the model has no output for; a model that vmap cannot take under `vectorized`; a layer
-                without a second derivative under second order; what cannot be compiled, where that was asked for.
+            BadInput: labels the model has no output for; a model that is no function of its parameters, or that vmap
+                cannot take under `vectorized`; a layer without a second derivative under second order; what cannot be
+                compiled, where that was asked for.
         """
-        if self.compiled and (strategy or self.strategy) not in ("auto", *COMPILED):
-            raise BadInput(f"strategy {strategy or self.strategy} cannot be compiled; take {' or '.join(COMPILED)}")
-        self.check(tree_map(lambda t: t[0], batch.support_x), batch.support_y)
-        weights = self.method.step_weights(progress, self.method.steps)
-        plan = Plan(self.method.order(progress), [weight or None for weight in weights])
-        policy = "support" if self.method.norm.statistics == "support" else "batch"
-        self._forward.train_like(self.model)
-        inner, sharpness = self.inner_loop(policy, sharp=True), self.method.sharpness
+        execution = self.execution if strategy is None else replace(self.execution, strategy=strategy)
+        with own_modes(next(self.model.parameters()), True, self.precision):
+            gradients, outcome = execution.result(self.work(batch, progress))
+        moments = {n: Moments(m.mean.mean(0), m.var.mean(0)) for n, m in outcome.moments.items()}
+        moved = {n: (t if t.is_floating_point() else t.double()).mean(0) for n, t in outcome.moved.items()}
+        return MetaGradient(outcome.loss.mean(), outcome.query_logits, gradients, outcome.loss, moments, moved)
 
-        def at(point: Parameters, strategy: str) -> Result:
-            function = (COMPILED if self.compiled else STRATEGIES)[strategy]
-            return self.ranks.pooled(lambda part: self._in_pieces(function, inner, plan, point, part), batch)
-
-        def run(strategy: str) -> Result:
-            rewind = rewinder(self.device)
-            try:
-                result = at(learned, strategy)
-            except torch.OutOfMemoryError:
-                raise
-            except RuntimeError as error:
-                self._explain(error, plan, batch)
-                raise
-            if not sharpness.outer:
-                return result
-            weights = {n: p.detach() for n, p in learned.items() if not n.startswith("rates.")}
-            epsilon = sharpness.perturbation(weights, {n: result[0][n] for n in weights}, sharpness.outer)
-            perturbed = learned | {n: weight + epsilon[n] for n, weight in weights.items()}
-            rewind()  # dropout and the like drop the same in both passes
-            return at(perturbed, strategy)
-
-        learned: Parameters = dict(self.meta_parameters())
-        try:
-            gradients, outcome = self.by_strategy(batch, strategy, run)
-        except CannotCompile as error:
-            raise BadInput(str(error)) from error
-        statistics = {n: Moments(m.mean.mean(0), m.var.mean(0)) for n, m in outcome.statistics.items()}
-        return MetaGradient(outcome.loss.mean(), outcome.query_logits, gradients, outcome.loss, statistics)
-
-    def _in_pieces(
-        self, strategy: Strategy, inner: InnerLoop, plan: Plan, learned: Parameters, batch: TaskBatch
-    ) -> Result:
-        """The result of a strategy on the meta-batch, taken micro-batch by micro-batch."""
-        size = self.micro_batch or len(batch)
-        gradients: Parameters = {}
-        outcomes = []
-        for start in range(0, len(batch), size):
-            piece = batch[start : start + size]
-            means, outcome = strategy(inner, plan, learned, self._whole, piece)
-            share = len(piece) / len(batch)
-            gradients = {n: g * share + gradients[n] if gradients else g * share for n, g in means.items()}
-            outcomes.append(outcome)
-        if len(outcomes) == 1:
-            return means, outcome
-        return gradients, tree_map(lambda *each: torch.cat(each), *outcomes)
-
-    def _explain(self, error: RuntimeError, plan: Plan, batch: TaskBatch) -> None:
-        """Raise BadInput where an error comes from a layer without a second derivative."""
+    def work(self, batch: TaskBatch, progress: float = 0.0) -> Work:
+        """The meta-gradient of a meta-batch, before it is taken."""
+        method, batch = self.method, batch.usable()
         first = tree_map(lambda t: t[0], batch.support_x)
-        if plan.order == "second" and (layer := self._forward.not_twice_differentiable(self.frozen().model, first)):
-            raise BadInput(
-                f"second order needs second derivatives, which torch lacks for {layer}: take first order (`fomaml`, "
-                "--order first), adapt only layers after it (`anil`, Matching), or exchange the layer"
-            ) from error
-
-    @torch.no_grad()
-    def update_running(self, statistics: Statistics) -> None:
-        """Move the running statistics of every inner step towards those of a meta-batch.
-
-        running ← (1 − momentum) running + momentum · seen
-        """
-        buffers = tensors_of(self.running)
-        for name, moments in statistics.items():
-            for part in ("mean", "var"):
-                seen = getattr(moments, part)
-                buffers[f"{name}.{part}"][: len(seen)].lerp_(seen, self.method.norm.momentum)
+        weights = method.step_weights(progress, method.steps)
+        plan = Plan(method.order(progress), [weight or None for weight in weights])
+        policy = "batch" if method.norm.statistics == "running" else method.norm.statistics
+        inner = self._inner_loop(first, self._meta(), policy, training=True, sharp=True)
+        self.check(first, batch.support_y)
+        learned: Parameters = dict(self.meta_parameters())
+        learned = usable(learned) if next(iter(learned.values())).is_inference() else learned
+        return Work(inner, plan, learned, self._fixed(), batch, self._keys(inner, len(batch)))
 
     def chosen_strategy(self, batch: TaskBatch, strategy: str | None = None) -> str:
         """The strategy for a meta-batch: the one asked for, or under `auto` the faster one by measured size."""
-        strategy = strategy or self.strategy
-        if strategy not in ("auto", *STRATEGIES):
-            raise unknown("strategy", strategy, ["auto", *STRATEGIES])
-        if strategy != "auto":
-            return strategy
-        if self._loops_only:
-            return "loop"
-        if batch.support_y.device.type != "cpu":
-            return "vectorized"
-        leaves = batch.support_x if isinstance(batch.support_x, tuple) else (batch.support_x,)
-        return "vectorized" if sum(leaf[0].numel() for leaf in leaves) < VECTORIZED_BELOW else "loop"
+        execution = self.execution if strategy is None else replace(self.execution, strategy=strategy)
+        return execution.chosen(self._forward, batch)
 
-    def by_strategy(self, batch: TaskBatch, strategy: str | None, run: Callable[[str], T]) -> T:
-        """`run` with the strategy for a meta-batch; `auto` goes on by `loop` where vmap cannot take the model.
-
-        Raises:
-            BadInput: a model that vmap cannot take, where `vectorized` was asked for.
-            CannotCompile: from `run`.
-        """
-        chosen, forced = self.chosen_strategy(batch, strategy), (strategy or self.strategy) != "auto"
-        with products(self.precision, self.device):
-            try:
-                return run(chosen)
-            except torch.OutOfMemoryError:
-                raise
-            except RuntimeError as error:
-                if chosen != "vectorized" or (forced and isinstance(error, CannotCompile)):
-                    raise
-                if forced:
-                    reason = str(error).splitlines()[0]
-                    raise BadInput(f"this model cannot run vectorized ({reason}); use strategy loop") from error
-                result = run("loop")
-                self._loops_only = True  # only now: an error of another kind would have come again
-                return result
-
-    @torch.no_grad()
-    def check(self, support_x: Any, support_y: Tensor) -> None:
-        """Raise BadInput where labels (of any shape) do not fit the model's output for one task's inputs.
-
-        Looks at labels on the CPU only: elsewhere looking would wait for the device.
-        """
-        if support_y.is_floating_point() or support_y.device.type != "cpu" or not support_y.numel():
-            return
-        lowest, highest = map(int, support_y.aminmax())
-        if lowest < 0:
-            raise BadInput(f"a label is {lowest}; labels count from 0")
-        shape = tuple(leaf.shape for leaf in (support_x if isinstance(support_x, tuple) else (support_x,)))
-        if shape not in self._widths:
-            self._forward.train_like(None)
-            task = tree_map(lambda t: t.to(self.device), support_x)
-            self._widths[shape] = self._forward(self.frozen().model, task)[0].shape[1]
-        if highest >= self._widths[shape]:
-            raise BadInput(
-                f"tasks have labels up to {highest}, but the model has {self._widths[shape]} outputs: "
-                f"build the model for {highest + 1} ways, or draw tasks of {self._widths[shape]} ways"
-            )
+    def threads(self, batch: TaskBatch) -> int:
+        """How many tasks of a meta-batch the strategy `loop` has under way at once."""
+        return threads(self._forward, batch[: self.micro_batch or len(batch)])
 
     # --- adaptation --------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def adapt(
         self,
         support_x: Any,
@@ -379,19 +386,61 @@ class Learner(nn.Module):
         Arguments:
             support_x, support_y: (S, …) and (S,) or (S, …): one task's support set, without a task axis.
             steps: inner steps; the method's where None. Later steps reuse the last row of per-step parts.
-            statistics: what normalises batch norms; where None `running` if that is the method's policy, otherwise
-                `support`, so that a prediction never depends on the other queries. `batch` is transductive.
+            statistics: what normalises batch norms; where None `running` or `frozen` if that is the method's policy,
+                otherwise `support`, so that a prediction never depends on the other queries. `batch` is transductive.
             sharp: perturb the inner steps as in training, where the method does so; plain steps otherwise.
 
         Raises:
-            BadInput: labels the model has no output for; an unknown statistics policy.
+            BadInput: labels the model has no output for; an unknown statistics policy; a support set that is not
+                finite, or an adaptation that diverges.
         """
         if statistics is None:
-            statistics = "running" if self.method.norm.statistics == "running" else "support"
-        self.check(support_x, support_y)
-        self._forward.train_like(None)
-        inner, meta = self.inner_loop(statistics, sharp), self.frozen()
-        steps, gradient = self.steps(steps), inner.closed_form(support_x, support_y)
-        with products(self.precision, self.device):
-            *_, final = inner.adapt(meta, support_x, support_y, steps, gradient)
-            return Predictor(self._forward, final.parameters, inner.query_statistics(meta, final, support_x))
+            own = self.method.norm.statistics
+            statistics = own if own in ("running", "frozen") else "support"
+        with own_modes(next(self.model.parameters()), False, self.precision):
+            support_x, support_y, meta = usable(support_x), usable(support_y), self.frozen()
+            inner = self._inner_loop(support_x, meta, statistics, sharp=sharp)
+            self.check(support_x, support_y)
+            task = Task(support_x, support_y, None, None, self._keys(inner, 1))  # type: ignore[arg-type]
+            *_, last = inner.adapt(meta, task, self.steps(steps), ClosedForm())
+            given = inner.query_statistics(meta, last, task)
+            check_finite(support_x, inner.fast(last), given)
+        return Predictor(inner.forward, inner.setting, last.parameters, given, task.keys, 2 * last.step + 1)
+
+    def query_outputs(
+        self,
+        batch: TaskBatch,
+        steps: int | None = None,
+        statistics: str | None = None,
+        start: Meta | None = None,
+        every_step: bool = False,
+        alone: bool = False,
+    ) -> Tensor:
+        """Outputs for the queries of tasks that are each adapted to their support set: (B, passes, Q, …).
+
+        Arguments:
+            steps, statistics: the method's where None.
+            start: what tasks start from, see `frozen`; the learner as it is where None.
+            every_step: a pass after 0, 1, … steps instead of one after the last.
+            alone: one pass more, with queries normalised by the support set.
+        """
+        statistics = statistics or self.method.norm.statistics
+        with own_modes(next(self.model.parameters()), False, self.precision):
+            batch, meta = batch.usable(), start or self.frozen()
+            inner = self._inner_loop(tree_map(lambda t: t[0], batch.support_x), meta, statistics)
+            fixed, keys = Fixed(meta.model, meta.running), self._keys(inner, len(batch))
+            work = Work(inner, Plan("first", ()), {}, fixed, batch, keys)
+            return self.execution.by_strategy(work, Answers(meta, self.steps(steps), every_step, alone))
+
+
+def check_finite(support_x: Any, fast: Parameters, given: MomentsByNorm | None) -> None:
+    """Raise BadInput where an adaptation led to no numbers, for one reason or the other."""
+    moments = [t for m in (given or {}).values() for t in m]
+    weights = [t.sum() for t in (*fast.values(), *moments)]
+    if not weights or torch.stack(weights).isfinite().all():
+        return
+    if not all(t.isfinite().all() for t in (support_x if isinstance(support_x, tuple) else (support_x,))):
+        raise BadInput("the support set holds values that are not finite (NaN or infinity); clean the data")
+    raise BadInput(
+        "adapting diverged: weights are not finite. Use a lower inner rate, fewer inner steps, or another start"
+    )

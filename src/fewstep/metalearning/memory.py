@@ -9,12 +9,12 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from fewstep.metalearning.learner import Learner
 from fewstep.metalearning.peak import give_back, measure_of
-from fewstep.metalearning.randomness import rewinder
 from fewstep.metalearning.ranks import Ranks
 from fewstep.methods import Method
 from fewstep.tasks.batch import TaskBatch
@@ -83,11 +83,10 @@ def memory_needed(
     tried = copy.copy(learner)  # of the same tensors
     tried.ranks = Ranks()  # processes that train as one need not measure as one
     tried.strategy, tried.compiled = strategy or learner.strategy, False  # compiling would take minutes
-    rewind = rewinder(learner.device)
     try:
-        peak = _peak(tried, batch, available)
+        with torch.random.fork_rng(devices=[]):
+            peak = _peak(tried, batch, available)
     finally:
-        rewind()
         give_back()
     chosen = tried.chosen_strategy(batch)  # by now it is known whether vmap can take the model
     at_once = min(learner.micro_batch or len(batch), len(batch))

@@ -18,9 +18,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from fewstep.errors import BadInput
-from fewstep.metalearning.meta_gradient import Outcome, Result
-from fewstep.metalearning.randomness import rewinder
-from fewstep.tasks.batch import TaskBatch
+from fewstep.metalearning.meta_gradient import Outcome, Result, Work
 
 T = TypeVar("T")
 CPU = torch.device("cpu")
@@ -58,44 +56,31 @@ class Ranks:
         start = self.rank * share + min(self.rank, rest)
         return range(start, start + share + (self.rank < rest))
 
-    def pooled(self, work: Callable[[TaskBatch], Result], batch: TaskBatch) -> Result:
-        """What `work` gives for the whole meta-batch, each rank having done its part; the same bits on every rank.
+    def pooled(self, take: Callable[[Work], Result], work: Work) -> Result:
+        """What `take` gives for the whole meta-batch, each rank having done its part; the same bits on every rank.
 
-        Statistics come back as their mean over tasks, with a task axis of one. A rank without tasks does the first
-        one's work and adds zeros: so it knows every shape, and a model that fails does so on all ranks.
+        Moments and moved tensors come back as their mean over tasks, with a task axis of one. A rank without tasks does
+        the first one's work and adds zeros: so it knows every shape, and a model that fails does so on all ranks.
         """
         if self.size == 1:
-            return work(batch)
-        part = self.part(len(batch))
-        share = len(part) / len(batch)
-        with self._own_randomness():
-            result = work(batch[part.start : part.stop] if part else batch[:1])
+            return take(work)
+        count = len(work.batch)
+        part = self.part(count)
+        share = len(part) / count
+        result = take(work.part(part or range(1)))
         gradients, outcome = result if part else tree_map(torch.zeros_like, result)
 
         def placed(own: Tensor) -> Tensor:
-            whole = own.new_zeros(len(batch), *own.shape[1:])
+            whole = own.new_zeros(count, *own.shape[1:])
             whole[part.start : part.stop] = own[: len(part)]
             return whole
 
-        statistics = tree_map(lambda m: m.mean(0, keepdim=True) * share, outcome.statistics)
+        moments, moved = tree_map(
+            lambda m: (m if m.is_floating_point() else m.double()).mean(0, keepdim=True) * share,
+            (outcome.moments, outcome.moved),
+        )
         found = {n: g * share for n, g in gradients.items()}
-        return self._summed((found, Outcome(placed(outcome.loss), placed(outcome.query_logits), statistics)))
-
-    @contextmanager
-    def _own_randomness(self) -> Iterator[None]:
-        """Draw other numbers than the other ranks, and leave the generators of all where they agree.
-
-        What dropout drops differs from task to task with any number of processes; with another number of processes,
-        it is other units, so results are then equal in distribution only. They repeat exactly with the same number,
-        resumed or not, and in both passes of an outer perturbation.
-        """
-        seed = int(torch.randint(2**62, ()))
-        restore = rewinder(self.device)
-        torch.manual_seed(seed + self.rank)
-        try:
-            yield
-        finally:
-            restore()
+        return self._summed((found, Outcome(placed(outcome.loss), placed(outcome.query_logits), moments, moved)))
 
     def _summed(self, result: Result) -> Result:
         leaves, structure = tree_flatten(result)

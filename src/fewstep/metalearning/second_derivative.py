@@ -7,6 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from fewstep.metalearning.inner_loop import at_step
+from fewstep.metalearning.meta_gradient import Work
+
 
 def _differentiable(values: Any) -> list[Tensor]:
     return [v for v in tree_leaves(values) if isinstance(v, Tensor) and v.requires_grad]
@@ -41,6 +44,43 @@ def why_not_twice(module: nn.Module, *args: Any, **kwargs: Any) -> str | None:
     except RuntimeError as error:
         return str(error).splitlines()[0].rstrip(".")
     return None
+
+
+def no_second_derivative(work: Work) -> str | None:
+    """Where an error of a second-order meta-gradient comes from, if from a derivative that torch lacks."""
+    if work.plan.order != "second":
+        return None
+    inner, task = work.inner, work.task(0)
+    leaves = {n: t.detach().requires_grad_(t.is_floating_point()) for n, t in _tensors(work).items()}
+    try:
+        with inner.forward.body() as body, SecondDerivativeProbe(body.module) as probe:
+            output = inner.forward.within(body, leaves, task.support_x, inner.setting, keys=task.keys).output
+    except RuntimeError:  # an error of another kind, and the same again
+        return None
+    if probe.found:
+        name, kind, reason = probe.found
+        where = f"layer {name} ({kind}): {reason}" if name else f"{kind}: {reason}"
+    elif reason := why_not_twice(_Loss(inner.loss, task.support_y), output):
+        where = f"the loss: {reason}"
+    else:
+        return None
+    return (
+        f"second order needs second derivatives, which torch lacks for {where}: take first order (`fomaml`, "
+        "--order first), adapt only layers after it (`anil`, Matching), or exchange it"
+    )
+
+
+def _tensors(work: Work) -> dict[str, Tensor]:
+    return at_step(work.fixed.with_learned(work.learned), 0)
+
+
+class _Loss(nn.Module):
+    def __init__(self, loss: Any, target: Tensor):
+        super().__init__()
+        self.loss, self.target = [loss], target  # in a list: its parameters are not looked at
+
+    def forward(self, output: Any) -> Tensor:
+        return self.loss[0](output, self.target)
 
 
 class SecondDerivativeProbe:

@@ -7,15 +7,14 @@ computation (Python, waiting for memory) is done by several threads too.
 import functools
 import os
 import threading
-from collections.abc import Callable, Generator
-from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 import torch
 from torch.overrides import _get_current_function_mode
 from torch.utils._python_dispatch import _get_current_dispatch_mode
-
-from fewstep.metalearning.functional import Functional
 
 T = TypeVar("T")
 
@@ -25,51 +24,95 @@ T = TypeVar("T")
 LARGE = 2**19
 
 
-def side_by_side(
-    task: Callable[[int], T], count: int, forward: Functional, device: torch.device, values: int = 0
-) -> Generator[T, None, None]:
-    """task(0) … task(count − 1) in order, as many at a time as torch has threads.
+def side_by_side(task: Callable[[int], T], count: int, take: Callable[[T], object], threads: int) -> None:
+    """take(task(0)), …, take(task(count − 1)), in this order, with so many tasks under way at a time.
 
-    Results of tasks side by side are those of torch with one thread, bit for bit. A single task goes with all threads
-    inside its operations; so does every large one, every one on another device than the CPU, of a model that draws
-    random numbers or has attention (both rest on settings of the whole process), or under a mode of the calling thread,
-    which would not see the others. Until the last result is taken, or the generator closed, the caller has one thread.
+    Results of tasks side by side are those of torch with one thread, bit for bit; a single thread is the caller's, with
+    all that torch has inside its operations. The caller only waits, and no setting of its changes.
 
     Arguments:
-        task: what to do; it calls `forward`, and nothing else that threads may not share.
+        task: from a number to a result; what it calls must be a function of its arguments.
+        take: called by one thread at a time.
+        threads: see `at_once`.
+
+    Example:
+        >>> found = []
+        >>> side_by_side(lambda n: n * n, 4, found.append, threads=2)
+        >>> found
+        [0, 1, 4, 9]
+    """
+    if threads < 2:
+        for index in range(count):
+            take(task(index))
+        return
+    work = _InOrder(task, take, torch.is_grad_enabled())
+    futures: list[Future] = [_pool(torch.get_num_threads()).submit(work, index) for index in range(count)]
+    try:
+        for future in futures:
+            future.result()
+    finally:
+        if not futures[-1].done() or futures[-1].exception():
+            work.stop()
+            for future in futures:
+                future.cancel() or future.exception()  # nothing of this call goes on after it
+
+
+def at_once(count: int, device: torch.device, values: int = 0) -> int:
+    """How many of `count` tasks are under way at once.
+
+    One where a task is large, where the device is no CPU, and under a mode of the calling thread, which would not see
+    the others.
+
+    Arguments:
         values: numbers that a task is given, if it holds a graph for them.
     """
-    start = 0
-    if forward.shareable is None and count:  # found out by its first call
-        yield task(0)
-        start = 1
-    if at_once(count - start, forward, device, values) < 2:
-        yield from map(task, range(start, count))
-        return
-    with_gradients = torch.is_grad_enabled()
-
-    def work(index: int) -> T:
-        with torch.set_grad_enabled(with_gradients):
-            return task(index)
-
-    threads = torch.get_num_threads()
-    results = _pool(threads).map(work, range(start, count))
-    torch.set_num_threads(1)  # the caller's other threads would spin on the cores of the tasks
-    try:
-        yield from results
-    finally:
-        torch.set_num_threads(threads)
+    moded = _get_current_dispatch_mode() is not None or _get_current_function_mode() is not None
+    return 1 if device.type != "cpu" or moded or values >= LARGE else min(torch.get_num_threads(), count)
 
 
-def at_once(count: int, forward: Functional, device: torch.device, values: int = 0) -> int:
-    """How many of `count` tasks are under way at once, see `side_by_side`."""
-    watched = _get_current_dispatch_mode() is not None or _get_current_function_mode() is not None
-    alone = device.type != "cpu" or watched or values >= LARGE or not forward.shareable
-    return 1 if alone else min(torch.get_num_threads(), count)
+@dataclass
+class _InOrder(Generic[T]):
+    """Does a task, and gives its result away when all before it have been."""
+
+    task: Callable[[int], T]
+    take: Callable[[T], object]
+    with_gradients: bool
+    next: int = 0
+    stopped: bool = False
+    turn: threading.Condition = field(default_factory=threading.Condition)
+
+    def __call__(self, index: int) -> None:
+        if self.stopped:
+            return
+        try:
+            with torch.set_grad_enabled(self.with_gradients):
+                result = self.task(index)
+                with self.turn:  # those before are under way: the pool begins tasks in order
+                    self.turn.wait_for(lambda: self.next == index or self.stopped)
+                    if not self.stopped:
+                        self.take(result)
+                        self.next += 1
+                        self.turn.notify_all()
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        with self.turn:
+            self.stopped = True
+            self.turn.notify_all()
 
 
-@functools.lru_cache(maxsize=1)
+_making = threading.Lock()
+
+
 def _pool(threads: int) -> ThreadPoolExecutor:
+    with _making:
+        return _made(threads)
+
+
+@functools.lru_cache(maxsize=4)
+def _made(threads: int) -> ThreadPoolExecutor:
     pool = ThreadPoolExecutor(threads, "fewstep")
     ready = threading.Barrier(threads + 1)
 
@@ -81,9 +124,15 @@ def _pool(threads: int) -> ThreadPoolExecutor:
     for _ in range(threads):
         pool.submit(prepare)
     ready.wait()
-    torch.set_num_threads(threads)  # a thread's own setting is also that of all which start later
+    torch.set_num_threads(threads)  # what one thread sets is the start of all that begin later
     return pool
 
 
+def _in_child() -> None:
+    """A forked process has no threads: neither ours, nor those of OpenMP, for which torch would wait for ever."""
+    _made.cache_clear()
+    torch.set_num_threads(1)
+
+
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_pool.cache_clear)  # a forked process has no threads
+    os.register_at_fork(after_in_child=_in_child)

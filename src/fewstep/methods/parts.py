@@ -11,7 +11,7 @@ from torch import Tensor
 from fewstep.errors import BadInput, unknown
 from fewstep.methods.schedules import Constant, RateSchedule
 
-Statistics = Literal["batch", "running", "support"]
+Statistics = Literal["batch", "running", "support", "frozen"]
 Affine = Literal["shared", "per_step"]
 Optimiser = Literal["adam", "sgd"]
 
@@ -108,8 +108,10 @@ class Norm:
         statistics: what batch norm normalises by when evaluating.
             `batch`: every forward pass by its own batch, so an answer depends on the other queries (transductive);
             `running`: running statistics, kept for every inner step (BNRS of MAML++);
-            `support`: queries by the statistics of the support set, so an image gets one answer alone or in a crowd.
-            Training normalises by `support` under that policy and by the batch under the two others.
+            `support`: queries by the statistics of the support set, so an image gets one answer alone or in a crowd;
+            `frozen`: the model's own running statistics, as a pretrained body has them.
+            Training normalises by `support` and `frozen` under those policies, by the batch under the two others. A
+            layer that is in evaluation mode keeps its own running statistics under every policy.
         momentum: weight of the newest outer step in the running statistics.
 
     Raises:

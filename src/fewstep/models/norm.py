@@ -18,6 +18,9 @@ from torch.overrides import TorchFunctionMode
 from fewstep.models.batch_norm import apply_statistics, batch_statistics, normalise
 from fewstep.models.max_pool import max_pool
 
+NORMS = (_BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.modules.instancenorm._InstanceNorm, nn.RMSNorm)
+"""Layers whose weights and biases are those of a norm."""
+
 
 class Moments(NamedTuple):
     """Mean and biased variance of each channel."""

@@ -76,6 +76,11 @@ class TaskBatch:
             return self._map(lambda leaf: (leaf if leaf.is_cuda else leaf.pin_memory()).to(target, non_blocking=True))
         return self._map(lambda leaf: leaf.to(target))
 
+    def usable(self) -> "TaskBatch":
+        """The same tasks in tensors that a graph may hold: those made under `inference_mode` copied."""
+        made_there = any(leaf.is_inference() for f in fields(self) for leaf in _leaves(getattr(self, f.name)))
+        return self._map(torch.clone) if made_there else self
+
     @property
     def values(self) -> int:
         """Numbers in the inputs of one task."""

@@ -104,8 +104,7 @@ def restore_module(module: nn.Module, tensors: Mapping[str, Tensor], path: Path)
                 f"{path} belongs to another model: {name} is {tuple(tensors[name].shape)} there, "
                 f"{tuple(tensor.shape)} here"
             )
-    for name, tensor in own.items():
-        tensor.copy_(tensors[name])
+    module.load_state_dict(dict(tensors))
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, names: list[str]) -> dict[str, Tensor]:

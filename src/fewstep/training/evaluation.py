@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -11,10 +11,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from fewstep.errors import BadInput
-from fewstep.metalearning.inner_loop import Gradient, InnerLoop, Meta, transformed_first_order
+from fewstep.metalearning.inner_loop import Meta
 from fewstep.metalearning.learner import Learner
-from fewstep.metalearning.side_by_side import side_by_side
-from fewstep.tasks.batch import TaskBatch
 from fewstep.tasks.source import TaskFunction, Tasks
 
 CHUNK = 8  # tasks drawn, and under `vectorized` adapted, at a time
@@ -139,7 +137,6 @@ def evaluate(
     steps = learner.steps(steps)
     function = tasks.split(split) if isinstance(tasks, Tasks) else tasks
     alone = per_query and statistics == "batch" and learner.has_batch_norm
-    inner = learner.inner_loop(statistics)
     metas = list(members or [learner.frozen()])
     values: list[list[float]] = []
     chance = None
@@ -148,7 +145,7 @@ def evaluate(
         batch = function(range(start, min(start + chunk, first + count)))
         learner.check(tree_map(lambda t: t[0], batch.support_x), batch.support_y)
         batch = batch.to(learner.device)
-        outputs = [_outputs(learner, inner, meta, batch, steps, every_step, alone) for meta in metas]
+        outputs = [learner.query_outputs(batch, steps, statistics, meta, every_step, alone) for meta in metas]
         output = torch.stack(outputs).mean(0) if len(outputs) > 1 else outputs[0]
         if not output.isfinite().all():
             batch.check_finite()
@@ -195,35 +192,6 @@ def validate(learner: Learner, tasks: Tasks, count: int) -> Score:
     per_task = ranks.sum(values).tolist()
     value, interval = mean_and_interval(per_task)
     return replace(score, value=value, interval95=interval, per_task=tuple(per_task), by_step=(value,), count=count)
-
-
-@torch.no_grad()
-def _outputs(
-    learner: Learner, inner: InnerLoop, meta: Meta, batch: TaskBatch, steps: int, every_step: bool, alone: bool
-) -> Tensor:
-    """Query outputs (B, passes, Q, …): after each inner step, or the last; then alone, where asked for."""
-    inner.forward.train_like(None)
-
-    def task(gradient: Gradient, sx: Any, sy: Tensor, qx: Any) -> Iterator[Tensor]:
-        for state in inner.adapt(meta, sx, sy, steps, gradient):
-            if every_step or state.step == steps:
-                yield inner.predict(meta, state, sx, qx)
-        if alone:
-            yield inner._replace(statistics="support").predict(meta, state, sx, qx)
-
-    parts = (batch.support_x, batch.support_y, batch.query_x)
-
-    def run(strategy: str) -> Tensor:
-        if strategy == "vectorized":
-            return torch.func.vmap(lambda *part: torch.stack(list(task(transformed_first_order, *part))))(*parts)
-
-        def one(index: int) -> Tensor:
-            sx, sy, qx = tree_map(lambda t: t[index], parts)
-            return torch.stack(list(task(inner.closed_form(sx, sy), sx, sy, qx)))
-
-        return torch.stack(list(side_by_side(one, len(batch), inner.forward, learner.device)))
-
-    return learner.by_strategy(batch, None, run)
 
 
 def _judge(learner: Learner, outputs: Tensor, targets: Tensor) -> Tensor:

@@ -154,7 +154,7 @@ def _train(
             ledger.note(state.step, result, batch.query_y, state.sums)
             rate = learner.method.outer.rate(progress)
             _outer_step(optimizer, parameters, learner.method.outer.clamped(result.gradients), rate)
-            learner.update_running(result.statistics)
+            learner.update_buffers(result)
             state.step += 1
             epoch, iteration = divmod(state.step - 1, iterations)
             recorded = (iteration + 1) % max(iterations // RECORDS_AN_EPOCH, 1) == 0 or iteration + 1 == iterations

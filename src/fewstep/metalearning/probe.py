@@ -1,0 +1,350 @@
+"""What a model does in a pass, found out at the first batch: what it moves, draws and reaches, and that a copy is it.
+
+A copy of a module is not the module where weights are reached past their names, and a pass that changes the module is
+no function of its arguments. Nothing of this can be read off the code, so it is tried, on weights other than the
+model's own: the model itself with them in place is the truth, and a body must give the same output and gradient.
+"""
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from fewstep.errors import BadInput
+from fewstep.metalearning.attention import ExactAttention, say_once
+from fewstep.metalearning.functional import Body, Facts, Functional, Setting, Tensors, lock_of, slots
+from fewstep.metalearning.randomness import TaskRandomness, others
+from fewstep.metalearning.structure import Attribute, Attributes, forget, reset
+from fewstep.models.norm import Statistics
+
+KEYS = (20240229,)  # of the random numbers that truth and body both draw
+CLOSE = {torch.float64: (1e-7, 1e-6), torch.complex128: (1e-7, 1e-6), torch.float32: (1e-3, 2e-2)}  # output, gradient
+LESS = (5e-2, 2e-1)  # in half precision
+say = logging.getLogger("fewstep").warning
+
+
+def functional(model: nn.Module) -> Functional:
+    """The model as a function, of copies of it where it can be copied.
+
+    Raises:
+        BadInput: what is no model for a learner; names the layer.
+    """
+    try:
+        return Functional(model)
+    except BadInput:
+        raise
+    except Exception as error:  # of deepcopy, on a user's object
+        return _itself(model, f"it cannot be copied ({_first_line(error)})")
+
+
+def proven(forward: Functional, tensors: Tensors, x: Any) -> Functional:
+    """The function, or one that runs in the model itself, once it is known to give what the model gives.
+
+    Arguments:
+        tensors: the model's parameters and buffers, by name. x: the inputs of one task.
+
+    Raises:
+        BadInput: neither gives that; names the layer or weight.
+    """
+    if not _real(tensors):
+        return forward
+    try:
+        prove(forward, tensors, x)
+    except _Differs as copied:
+        if not forward.itself:
+            return _proven_otherwise(forward.model, tensors, x, copied)
+        raise BadInput(_refusal(copied)) from copied
+    return forward
+
+
+def _proven_otherwise(model: nn.Module, tensors: Tensors, x: Any, why: "_Differs") -> Functional:
+    """A function in copies that last as long as their graph, as activation checkpointing needs; or in the model itself.
+
+    Raises:
+        BadInput: neither is the model.
+    """
+    with contextlib.suppress(_Differs):
+        prove(forward := Functional(model, lasting=True), tensors, x)
+        return forward
+    forward = _itself(model, str(why))
+    try:
+        prove(forward, tensors, x)
+    except _Differs as itself:
+        raise BadInput(_refusal(itself)) from itself
+    return forward
+
+
+def _itself(model: nn.Module, why: str) -> Functional:
+    forward = Functional(model, itself=True)
+    say(f"passes run in the model itself, one task at a time, for a copy is not the model: {why}")
+    return forward
+
+
+def _refusal(reason: Exception) -> str:
+    return (
+        f"the model is no function of its parameters by name: {reason}. Reach weights as attributes of registered "
+        "modules (self.layer.weight), not by copies, views or other references made beforehand"
+    )
+
+
+class _Differs(Exception):
+    """A body and the model give different things."""
+
+
+# --- the proof -------------------------------------------------------------------------------------------------------
+
+
+def prove(forward: Functional, tensors: Tensors, x: Any) -> None:
+    """Compare a body with the model on other weights, in the model's modes; marks the function as proven.
+
+    Raises:
+        _Differs: they differ.
+        Exception: what the model itself raises on such data.
+    """
+    model, setting = forward.model, forward.setting()
+    names = trainable(model)
+    elsewhere = _other(tensors, dict(model.named_parameters()))
+    try:
+        right, slopes = _truth(model, elsewhere, names, x)
+    except Exception:
+        facts(forward, setting, tensors, x)  # it may know a better reason
+        raise
+    if not all(leaf.isfinite().all() for leaf in _floating(right)):
+        return  # nothing can be seen on such data
+    leaves = _leaves(elsewhere, names)
+    try:
+        facts(forward, setting, tensors, x)
+        again = TaskRandomness(KEYS, 1, _device(tensors))
+        with torch.enable_grad():
+            output = forward(leaves, x, setting, keys=KEYS).output
+            with again:
+                gradients = _slopes(output, [leaves[name] for name in names])
+        if again.drawn:
+            raise BadInput(
+                "the model draws random numbers once more while it is differentiated, others than in its pass "
+                "(activation checkpointing around dropout): take either out"
+            )
+    except BadInput:
+        raise
+    except Exception as error:
+        raise _Differs(_first_line(error)) from error
+    output_close, gradient_close = CLOSE.get(_dtype(right), LESS)
+    if not _close(_floating(output), _floating(right), output_close):
+        raise _Differs(_unheard(forward, setting, elsewhere, tensors, x) or "its output is another one")
+    top = max((float(g.abs().max()) for g in slopes if g is not None and g.numel()), default=0.0)
+    for name, own, true in zip(names, gradients, slopes, strict=True):
+        if own is None and true is not None and true.any():
+            raise _Differs(f"the weight {name} is reached by another way than its name")
+        if true is not None and own is not None and not (own - true).abs().max() <= gradient_close * max(top, 1e-30):
+            raise _Differs(f"the gradient of {name} is another one")
+    forward.proven = True
+
+
+def trainable(model: nn.Module) -> list[str]:
+    """Names of the parameters that ask for gradients."""
+    return [name for name, p in model.named_parameters() if p.requires_grad]
+
+
+def _unheard(forward: Functional, setting: Setting, elsewhere: Tensors, tensors: Tensors, x: Any) -> str | None:
+    """Which weight the model hears of and the body does not."""
+    for name, p in forward.model.named_parameters():
+        one = {**tensors, name: elsewhere[name]}
+        right = _floating(_truth(forward.model, one, [], x)[0])
+        found = _floating(forward(one, x, setting, keys=KEYS).output)
+        if not _close(found, right, CLOSE.get(p.dtype, LESS)[0]):
+            kind = type(forward.model.get_submodule(name.rpartition(".")[0])).__name__
+            return f"with another {name} (of {kind}) its output is not the model's"
+    return None
+
+
+def _truth(model: nn.Module, tensors: Tensors, names: list[str], x: Any) -> tuple[Any, list[Tensor | None]]:
+    """Output and gradients of the model itself with these tensors as its data; everything is as before afterwards."""
+    inputs = x if isinstance(x, tuple) else (x,)
+    parameters = dict(model.named_parameters())
+    with _in_place(model, tensors), torch.enable_grad():
+        with TaskRandomness(KEYS, 0, _device(tensors)), ExactAttention():
+            output = model(*inputs)
+        return output, _slopes(output, [parameters[name] for name in names]) if names else []
+
+
+@contextlib.contextmanager
+def _in_place(model: nn.Module, tensors: Tensors) -> Iterator[None]:
+    """The tensors as the model's own data, wherever it keeps references to its parameters and buffers."""
+    with lock_of(model):
+        places, before, layers = slots(model), Attributes(list(model.modules())), list(model.modules())
+        data = [(slot, slot.empty.data) for slot in places]
+        try:
+            for slot, _ in data:
+                slot.empty.data = tensors[slot.name].detach().clone()
+            yield
+        finally:
+            for slot, own in data:
+                slot.empty.data = own
+                slot.place[slot.key] = slot.empty
+            reset(layers, before.changed())
+
+
+# --- what a pass does ------------------------------------------------------------------------------------------------
+
+
+def facts(forward: Functional, setting: Setting, tensors: Tensors, x: Any) -> Facts:
+    """What a pass does beside its output, in these modes; found out once.
+
+    Raises:
+        BadInput: its output depends on attributes that an earlier pass changed, or on numbers drawn from Python's or
+            NumPy's generators.
+    """
+    if setting.training in forward.facts:
+        return forward.facts[setting.training]
+    with forward.body() as body:
+        found = _facts(body, setting, tensors, trainable(forward.model), x)
+    if found.attends and not any(known.attends for known in forward.facts.values()):
+        say_once()
+    if _real(tensors):
+        forward.facts[setting.training] = found
+    return found
+
+
+def _facts(body: Body, setting: Setting, tensors: Tensors, names: list[str], x: Any) -> Facts:
+    def watched() -> _Watched:
+        return _watched(body, setting, _leaves(tensors, names, writable=True), x)
+
+    before, states = Attributes(body.layers), others()
+    seen, drawn_elsewhere = watched(), others() != states
+    keeps = before.changed()
+    try:
+        if not _real(tensors):
+            keeps = ()
+        if keeps:
+            _no_memory(body, keeps, watched, seen.output)
+        reset(body.layers, keeps)
+        if drawn_elsewhere and not _same(watched().output, seen.output):
+            raise BadInput(
+                "the model draws from Python's or NumPy's random numbers, which no task can have for itself: draw from "
+                "torch (torch.rand)"
+            )
+    finally:
+        reset(body.layers, before.changed())
+    return Facts(seen.draws, seen.attends, seen.moves, seen.through, keeps)
+
+
+class _Watched:
+    def __init__(self, output: Any, draws: bool, attends: bool, moved: Tensors):
+        self.output, self.draws, self.attends = output, draws, attends
+        self.moves = frozenset(moved)
+        self.through = any(t.requires_grad for t in moved.values() if t.is_floating_point())
+
+
+def _watched(body: Body, setting: Setting, copies: Tensors, x: Any) -> _Watched:
+    """A pass of which all is seen."""
+    everything = Facts(moves=frozenset(copies))
+    versions = {name: t._version for name, t in copies.items()}
+    attention, randomness = ExactAttention(), TaskRandomness(KEYS, 0, _device(copies))
+    with torch.enable_grad(), randomness, attention:
+        inputs = x if isinstance(x, tuple) else (x,)
+        output, after = body.run(copies, inputs, setting, everything, Statistics(frozen=setting.frozen))
+    moved = {n: t for n, t in after.items() if t is not copies[n] or t._version != versions[n]}
+    return _Watched(output, randomness.drawn, attention.seen, moved)
+
+
+def _no_memory(body: Body, keeps: tuple[Attribute, ...], watched: Callable[[], _Watched], first: Any) -> None:
+    """Nothing of what a pass leaves in attributes may be read by the next one.
+
+    Raises:
+        BadInput: it is.
+    """
+    what = f"{type(body.layers[keeps[0].layer]).__name__}.{keeps[0].name}"
+    if not _same(watched().output, first):
+        raise BadInput(
+            f"the model remembers: a pass changes {what}, and the output of the next pass with it, so that it is no "
+            "function of parameters and input: make it a buffer (register_buffer), or set it anew in every pass"
+        )
+    forget(body.layers, keeps)
+    try:
+        unread = _same(watched().output, first)
+    except Exception:  # it was missed
+        unread = False
+    if not unread:
+        say(f"a pass changes {what} and reads it: here every pass begins with its value of now")
+
+
+# --- comparing -------------------------------------------------------------------------------------------------------
+
+
+def _other(tensors: Tensors, parameters: Mapping[str, Tensor]) -> Tensors:
+    """Other values for all floating tensors, near enough to mean something: buffers keep their sign."""
+    generator = torch.Generator().manual_seed(KEYS[0])
+    found = {}
+    for name, t in tensors.items():
+        if not (t.is_floating_point() or t.is_complex()) or not t.numel():
+            found[name] = t.detach()
+            continue
+        noise = torch.randn(t.shape, generator=generator, dtype=torch.float64).to(t.device, t.dtype)
+        size = t.detach().abs()
+        if name in parameters:
+            level = size.square().mean().sqrt()
+            found[name] = t.detach() + 0.05 * noise * (size + torch.where(level > 0, level, 0.5))
+        else:
+            found[name] = t.detach() * (1 + 0.1 * noise.abs())
+    return found
+
+
+def _leaves(tensors: Tensors, names: list[str], writable: bool = False) -> Tensors:
+    """Copies of the tensors, those named with gradients; `writable`: not leaves, so that a pass may write to them."""
+    wanted = set(names)
+    leaves = {n: t.detach().clone().requires_grad_(n in wanted) for n, t in tensors.items()}
+    return {n: t.clone() for n, t in leaves.items()} if writable else leaves
+
+
+def _floating(output: Any) -> list[Tensor]:
+    leaves = (leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor))
+    return [leaf for leaf in leaves if leaf.is_floating_point() or leaf.is_complex()]
+
+
+def _dtype(output: Any) -> torch.dtype:
+    found = _floating(output)
+    return found[0].dtype if found else torch.float64
+
+
+def _slopes(output: Any, sources: list[Tensor]) -> list[Tensor | None]:
+    """Gradients of a fixed combination of all outputs."""
+    total: Tensor | None = None
+    for leaf in _floating(output):
+        if leaf.requires_grad:
+            cotangent = torch.arange(1, leaf.numel() + 1, dtype=torch.float64).square().cos().view(leaf.shape)
+            part = (leaf * cotangent.to(leaf.device, leaf.dtype)).sum()
+            part = part.real if part.is_complex() else part
+            total = part if total is None else total + part
+    if total is None:
+        return [None] * len(sources)
+    found = torch.autograd.grad(total, sources, allow_unused=True)
+    return [g if g is None else g.to_dense() if g.is_sparse else g for g in found]
+
+
+def _close(found: list[Tensor], right: list[Tensor], tolerance: float) -> bool:
+    return len(found) == len(right) and all(
+        a.shape == b.shape and bool((a - b).abs().max() <= tolerance * b.abs().max().clamp(min=1e-30))
+        for a, b in zip(found, right, strict=True)
+        if b.numel()
+    )
+
+
+def _same(output: Any, other: Any) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(_floating(output), _floating(other), strict=True))
+
+
+def _real(tensors: Tensors) -> bool:
+    """Whether there is data to compare: not on the meta device, not under FakeTensorMode."""
+    return all(t.device.type != "meta" and type(t) in (Tensor, nn.Parameter) for t in tensors.values())
+
+
+def _device(tensors: Tensors) -> torch.device:
+    return next(iter(tensors.values())).device
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
