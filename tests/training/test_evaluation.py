@@ -194,6 +194,8 @@ def test_a_loss_that_diverges_is_left_out():
     rest = [value for number, value in enumerate(score.per_task) if number != 1]
     assert score.value == pytest.approx(sum(rest) / 3)
     assert score.diverged == 1
+    without = [fewstep.evaluate(learner, tasks, first=n, count=1).by_step for n in (0, 2, 3)]
+    assert score.by_step == pytest.approx([sum(step) / 3 for step in zip(*without, strict=True)])  # always of the same
     assert score.to_json()["per_task"][1] is None
     alone = fewstep.evaluate(learner, tasks, count=1)
     assert alone.interval95 == math.inf

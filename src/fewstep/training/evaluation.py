@@ -211,7 +211,7 @@ class _Protocol:
             value=value,
             interval95=interval,
             per_task=tuple(per_task),
-            by_step=tuple(mean_and_interval(values)[0] for values in adapted.T.tolist()),
+            by_step=_by_step(adapted),
             chance=None if real else judged.chance.mean().item(),
             statistics=self.statistics,
             per_query=per_query[0],
@@ -222,6 +222,12 @@ class _Protocol:
             seconds=time.perf_counter() - started,
             diverged=int(judged.diverged.sum()),
         )
+
+
+def _by_step(adapted: Tensor) -> tuple[float, ...]:
+    """The mean after each inner step, over the tasks that did not diverge by the last."""
+    kept = adapted[~adapted[:, -1].isnan()]
+    return tuple(mean_and_interval(values)[0] for values in kept.T.tolist())
 
 
 def validate(learner: Learner, tasks: Tasks, count: int) -> Score:
