@@ -178,7 +178,8 @@ class _Protocol:
 
     def measure(self, numbers: range, watch: Callable[[int], None] | None = None) -> _Judged:
         """Each of the tasks, some at a time."""
-        learner, found = self.learner, []
+        learner = self.learner
+        found: tuple[list[Any], ...] = ([], [], [])  # numbers, so that no tensor stays behind
         inner = learner.inner_loop(self.statistics)
         chunk = min(CHUNK, learner.micro_batch or CHUNK)
         for start in range(0, len(numbers), chunk):
@@ -186,10 +187,12 @@ class _Protocol:
             check_labels(learner, batch)
             batch = batch.to(learner.device)
             each = [_outputs(learner, inner, m, batch, self.steps, self.every_step, self.alone) for m in self.metas]
-            found.append(_judge(learner, torch.stack(each).mean(0) if len(each) > 1 else each[0], batch))
+            judged = _judge(learner, torch.stack(each).mean(0) if len(each) > 1 else each[0], batch)
+            for every, some in zip(found, judged, strict=True):
+                every.extend(some.tolist())
             if watch:
                 watch(start + len(batch))
-        return tree_map(lambda *parts: torch.cat(parts), *found)
+        return _Judged(*(torch.tensor(every, dtype=torch.float64) for every in found))
 
     def score(self, numbers: range, judged: _Judged, started: float) -> Score:
         """The measurement.
