@@ -1,4 +1,4 @@
-"""The outer loop: sample a meta-batch, take its meta-gradient, step; validate and save at the end of every epoch."""
+"""The outer loop: sample a meta-batch, take its meta-gradient, step; save, then validate at the end of every epoch."""
 
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -84,11 +84,13 @@ def train(
 
     Arguments:
         learner: what to train; where its `ranks` are several processes, all of them call this.
-        tasks: where its tasks come from; task i is a pure function of i. directory: the run directory.
+        tasks: where its tasks come from; task i is a pure function of i, drawn on a thread while the step before it is
+            computed. directory: the run directory.
         epochs, iterations, meta_batch: outer steps are epochs × iterations, of `meta_batch` tasks each; those of the
             method's recipe where None.
         validation_tasks: tasks that every epoch is validated on; the best `recipe.ensemble` epochs are kept.
-        config: recorded beside what this call knows; a directory made with another configuration is refused.
+        config: recorded beside what this call knows; a directory made with another configuration, model or loss is
+            refused.
         watch: called with what happens, for progress bars; by the first process alone.
 
     Raises:
