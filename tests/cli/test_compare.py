@@ -18,6 +18,7 @@ from fewstep import Run, train
 from fewstep.cli.main import main
 from fewstep.methods import from_json
 from fewstep.training.experiment import Experiment
+from fewstep.training.interval import student
 
 TINY = ["--data", "sinusoid", "--shots", "4", "--epochs", "1", "--iterations", "4", "--tasks", "2",
         "--validation-tasks", "4", "--threads", "1"]  # fmt: skip
@@ -93,7 +94,7 @@ def test_the_files_hold_all_that_the_table_is_made_of(compared):
         assert [len(run) for run in runs] == [12, 12]
         values.append([statistics.fmean(task) for task in zip(*runs, strict=True)])
         assert float(row["value"]) == entry["value"] == pytest.approx(statistics.fmean(values[-1]))
-        assert entry["interval95"] == pytest.approx(1.96 * statistics.stdev(values[-1]) / math.sqrt(12))
+        assert entry["interval95"] == pytest.approx(student(11) * statistics.stdev(values[-1]) / math.sqrt(12))
         assert float(row["spread"]) == pytest.approx(statistics.stdev(map(statistics.fmean, runs)))
         for run in entry["runs"]:
             assert run["peak_memory"] > 50e6
@@ -104,7 +105,7 @@ def test_the_files_hold_all_that_the_table_is_made_of(compared):
     assert rows[0]["difference"] == ""
     assert float(rows[1]["difference"]) == pytest.approx(statistics.fmean(differences))
     assert float(rows[1]["difference_interval95"]) == pytest.approx(
-        1.96 * statistics.stdev(differences) / math.sqrt(12)
+        student(11) * statistics.stdev(differences) / math.sqrt(12)
     )
     assert record["tasks"]["description"]["shots"] == 4
     assert len(record["tasks"]["fingerprint"]) == 64

@@ -120,6 +120,7 @@ def same_start(methods, size=16):
             rates.data.copy_(fresh[name])
         for name, rows in learner.norm.named_parameters():
             rows.data.copy_(learner.model.get_parameter(name).detach().expand_as(rows))
+        learner.load_state_dict(learner.state_dict())  # with the rows, so has the model's weight a right to change
     return learners
 
 

@@ -5,6 +5,7 @@ python tests/metalearning/test_ranks.py RANK FOLDER      what each of the two do
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -95,7 +96,7 @@ def training(folder, ranks, dropout=0.0, source=None, seed=0):
 
 
 def interrupt(numbers):
-    if 3 in numbers:  # the second outer step
+    if 3 in numbers:  # those of the second outer step, which may be drawn while the first is computed
         signal.raise_signal(signal.SIGINT)
 
 
@@ -218,7 +219,7 @@ def test_a_training_by_two_processes_is_that_of_one(both, tmp_path):
 
 def test_stopped_by_a_signal_to_one_and_resumed_is_as_if_never_stopped(both):
     for _, said in both[1]:
-        assert said["stopped"].startswith("Interrupted: stopped after outer step 2 of 6")
+        assert re.match(r"Interrupted: stopped after outer step [12] of 6", said["stopped"])
     found = both[1][0][0]
     whole, resumed = of(found, "dropout"), of(found, "resumed")
     assert whole.keys() == resumed.keys()

@@ -14,7 +14,7 @@ NOISY = Entry("noisy", {0: (0.0, 1.0, 0.7)})
 
 def test_the_best_beside_the_first():
     assert headline(compare([LOW, HIGH])) == (
-        "high is best: 76.67 % against 53.33 % of low, a difference of +23.33 ± 6.53 points, "
+        "high is best: 76.67 % against 53.33 % of low, a difference of +23.33 ± 14.34 points, "
         "outside its interval over tasks."
     )
     assert headline(compare([LOW, NOISY])).endswith("within its interval: these tasks cannot tell them apart.")

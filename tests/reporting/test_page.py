@@ -184,11 +184,20 @@ def test_what_cannot_be_read_is_said(page, tmp_path):
     assert not (tmp_path / "report.html").exists()
 
 
+def test_one_task_has_no_interval_and_a_loss_that_diverged_no_value(page):
+    one = validation(2, value=0.5, metric="loss", interval95=None)
+    text = page([one], {"single": score("loss", interval95=None, per_task=[0.5, None, 0.75])})
+    figures = drawn(text)
+    assert sum(figures["per-task"]["data"][0]["y"]) == 2
+    assert "± –" in text
+    assert "NaN" not in text
+
+
 @pytest.mark.parametrize(
     "damage",
     [{"metric": 3}, {"value": None}, {"interval95": "0.1"}, {"by_step": None}, {"by_step": []}, {"by_step": ["x"]},
      {"per_task": 0.5}, {"per_task": [None]}, {"statistics": []}, {"count": None}, {"steps": "two"}, {"chance": "a"},
-     {"per_query": "a"}, {"per_query": 0.5, "per_query_interval95": None}, {"members": None}],
+     {"per_query": "a"}, {"per_query": 0.5, "per_query_interval95": "0.1"}, {"members": None}],
 )  # fmt: skip
 def test_a_damaged_score_is_said(page, damage):
     for scored in ({"single": score(**damage)}, {"single": score(), "ensemble": score(**damage)}, score(**damage)):

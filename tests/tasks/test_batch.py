@@ -63,6 +63,17 @@ def test_shapes_that_disagree_are_named(field, shape, message):
         TaskBatch(**parts)
 
 
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [((0, 5, 3), "no tasks"), ((4, 0, 3), "an empty support set"), ((4, 5, 0), "an empty query set")],
+)
+def test_empty_ones_are_refused(sizes, message):
+    with pytest.raises(BadInput, match=f"^a TaskBatch has {message}; it needs at least one task of at least one"):
+        make(*sizes)
+    with pytest.raises(BadInput, match="a TaskBatch has no tasks"):
+        make()[2:2]
+
+
 def test_things_that_are_not_tensors_are_named():
     with pytest.raises(BadInput, match="support_y of a TaskBatch must be a tensor, not list"):
         TaskBatch(torch.zeros(1, 2), [[0, 1]], torch.zeros(1, 2), torch.zeros(1, 2))

@@ -1,4 +1,5 @@
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ COUNTS = 6 + np.arange(12) % 4
 OWNER = np.repeat(np.arange(12), COUNTS)  # the class of each image
 IMAGES = torch.arange(len(OWNER), dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 6, 6).contiguous()
 DATA = ClassData(IMAGES, np.cumsum(COUNTS) - COUNTS, COUNTS, tuple(f"c{i}" for i in range(12)))
+OWN = {name: replace(DATA, images=IMAGES.clone()) for name in ("train", "validation", "test")}
 sizes = st.tuples(st.integers(1, 12), st.integers(1, 4), st.integers(1, 2), st.integers(0, 2**64 - 1))
 
 
@@ -105,7 +107,7 @@ def test_values_and_types():
 
 
 def test_evaluation_tasks_ignore_the_seed_of_the_run():
-    dataset = ImageDataset("own", DATA, DATA, DATA, rotate=True)
+    dataset = ImageDataset("own", **OWN, rotate=True)
     one, two = dataset.tasks(seed=0), dataset.tasks(seed=1, rotate=False, queries=2, evaluation_queries=1)
     assert torch.equal(one.test(range(9)).query_x, two.test(range(9)).query_x)
     assert torch.equal(one.validation(range(9)).query_x, two.validation(range(9)).query_x)
@@ -131,7 +133,7 @@ def test_evaluation_tasks_ignore_the_seed_of_the_run():
 )
 def test_sizes_the_data_cannot_give_are_refused(size, message):
     with pytest.raises(BadInput, match=message):
-        ImageDataset("own", DATA, DATA, DATA).tasks(*size)
+        ImageDataset("own", **OWN).tasks(*size)
 
 
 def test_other_bad_input():
@@ -144,6 +146,27 @@ def test_other_bad_input():
         ClassSampler(tall, 2, 1, 1, 0, rotate=True)
     with pytest.raises(BadInput, match="the splits of own hold images of different shapes"):
         ImageDataset("own", DATA, DATA, tall)
+
+
+@pytest.mark.parametrize(
+    ("splits", "message"),
+    [
+        ({"test": DATA.select(range(5))}, "the train and test splits of own share images of 5 classes"),
+        ({"validation": DATA.select([3]).rotated()}, "train and validation splits of own share .* 4 classes"),
+        ({"train": DATA.select([0, 1]), "test": DATA.select([1, 2])}, "train and test splits of own share .* 1 class;"),
+        ({"test": ClassData(IMAGES[3:], [0], [4], ("c",))}, "train and test .* 1 class;"),  # of two
+    ],
+)
+def test_splits_that_share_images_are_refused(splits, message):
+    with pytest.raises(BadInput, match=message):
+        ImageDataset("own", **{**OWN, "train": DATA} | splits)
+
+
+def test_splits_may_share_the_tensor_that_their_images_lie_in():
+    parts = [DATA.select(range(4 * k, 4 * k + 4)) for k in range(3)]
+    assert len(ImageDataset("own", *parts).test) == 4
+    apart = [ClassData(IMAGES[6 * k : 6 * k + 6], [0], [6], ("c",)) for k in range(3)]  # views that begin elsewhere
+    assert len(ImageDataset("own", *apart).test) == 1
 
 
 def test_sampling_a_large_meta_batch_takes_milliseconds():

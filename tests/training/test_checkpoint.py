@@ -1,6 +1,7 @@
 """Checkpoints: what is saved comes back, what is not ours is refused by name."""
 
 import errno
+import os
 
 import pytest
 import torch
@@ -45,6 +46,48 @@ def test_truncated(tmp_path):
         load_checkpoint(path)
 
 
+def saved(path):
+    tensors = {"b": torch.arange(5), "a": torch.randn(3, 4), "scalar": torch.tensor(2.0), "none": torch.zeros(0)}
+    save_checkpoint(path, tensors | {"half": torch.ones(2, dtype=torch.bfloat16)}, {"step": 12, "loss": 0.125})
+    return path.read_bytes()
+
+
+def test_one_changed_bit_anywhere_is_refused(tmp_path):
+    path = tmp_path / "x.safetensors"
+    content = saved(path)
+    head = 8 + int.from_bytes(content[:8], "little")
+    assert content[head:].strip(b"\0")
+    refusals = []
+    for place in range(len(content)):
+        damaged = bytearray(content)
+        damaged[place] ^= 1 << place % 8
+        path.write_bytes(damaged)
+        try:
+            loaded, record = load_checkpoint(path)
+        except fewstep.BadInput as error:
+            refusals.append((place, str(error)))
+        else:  # blanks of the header, which say nothing
+            assert content[place : place + 1] == b" ", content[:head]
+            assert record == {"step": 12, "loss": 0.125}
+            assert torch.equal(loaded["b"], torch.arange(5))
+    inside = [message for place, message in refusals if place >= head]
+    assert len(inside) == len(content) - head
+    assert set(inside) == {f"{path} is damaged: its checksum is not that of what was saved"}
+
+
+def test_a_changed_record_is_refused(tmp_path):
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(saved(path).replace(b'step\\": 12', b'step\\": 13'))
+    with pytest.raises(fewstep.BadInput, match=r"x.safetensors is damaged: its checksum is not that of what was saved"):
+        load_checkpoint(path)
+
+
+def test_a_file_of_before_there_were_checksums_is_read(tmp_path):
+    save_file({"a": torch.ones(2)}, tmp_path / "x.safetensors", metadata={"fewstep": '{"step": 3}'})
+    loaded, record = load_checkpoint(tmp_path / "x.safetensors")
+    assert (loaded["a"].tolist(), record) == ([1.0, 1.0], {"step": 3})
+
+
 def test_foreign(tmp_path):
     save_file({"a": torch.ones(1)}, tmp_path / "x.safetensors")
     with pytest.raises(fewstep.BadInput, match=r"a safetensors file, but not a checkpoint of fewstep"):
@@ -59,6 +102,20 @@ def test_of_another_model(tmp_path):
         restore_module(MLP(1, 1), MLP(1, 1, (7, 7)).state_dict(), path)
     with pytest.raises(fewstep.BadInput, match=r"belongs to another model: the checkpoint lacks layers.1.bias"):
         restore_module(MLP(1, 1), MLP(1, 1, (40,)).state_dict(), path)
+
+
+def test_a_folder_that_cannot_be_opened_fails_no_save_that_has_succeeded(tmp_path, monkeypatch):
+    """As on Windows."""
+    plainly = os.open
+
+    def windows(path, *rest, **named):
+        if os.path.isdir(path):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return plainly(path, *rest, **named)
+
+    monkeypatch.setattr("os.open", windows)
+    write_atomically(tmp_path / "x", b"new")
+    assert (tmp_path / "x").read_bytes() == b"new"
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from fewstep import BadInput
 from fewstep.training.comparison import Entry, compare
+from fewstep.training.interval import student
 
 TASKS = 5
 VALUES = st.lists(st.floats(0, 1, allow_subnormal=False), min_size=TASKS, max_size=TASKS)
@@ -20,13 +21,13 @@ def test_numbers_worked_out_by_hand():
     other = Entry("other", {0: (0.5, 0.5, 1.0, 1.0), 1: (1.0, 1.0, 1.0, 1.0)})
     a, b = compare([first, other])
     assert a.value == pytest.approx(0.625)  # means over seeds: 0.25 0.5 1 0.75
-    assert a.interval95 == pytest.approx(1.96 * math.sqrt((0.375**2 + 2 * 0.125**2 + 0.375**2) / 3 / 4))
+    assert a.interval95 == pytest.approx(student(3) * math.sqrt((0.375**2 + 2 * 0.125**2 + 0.375**2) / 3 / 4))
     assert a.spread == pytest.approx(0.125 * math.sqrt(2))  # of 0.5 and 0.75, unbiased
     assert (a.difference, a.difference_interval95, a.paired_seeds) == (None, None, ())
     assert (a.training_seconds, a.evaluation_seconds, a.peak_memory) == (60.0, 2.0, 1000)
     assert b.value == pytest.approx(0.875)
     assert b.difference == pytest.approx(0.25)  # task by task: 0.5 0.25 0 0.25
-    assert b.difference_interval95 == pytest.approx(1.96 * math.sqrt(2 * 0.25**2 / 3 / 4))
+    assert b.difference_interval95 == pytest.approx(student(3) * math.sqrt(2 * 0.25**2 / 3 / 4))
     assert b.paired_seeds == (0, 1)
     assert (a.best, b.best) == (False, True)
 
@@ -45,7 +46,7 @@ def test_without_a_seed_in_common_the_means_over_seeds_are_compared():
     other = Entry("other", {2: (0.5, 0.4)})
     row = compare([first, other])[1]
     assert row.difference == pytest.approx(0.15)  # 0.5 − 0.2 and 0.4 − 0.4
-    assert row.difference_interval95 == pytest.approx(1.96 * math.sqrt(2 * 0.15**2 / 2))
+    assert row.difference_interval95 == pytest.approx(student(1) * math.sqrt(2 * 0.15**2 / 2))
     assert row.paired_seeds == ()
 
 
@@ -93,3 +94,15 @@ def test_what_cannot_be_compared():
         compare([Entry("a", {})])
     with pytest.raises(BadInput, match="measurements of 1 and 2 tasks cannot be compared"):
         compare([Entry("a", {0: (0.5,)}), Entry("b", {0: (0.5, 0.5)})])
+
+
+def test_a_task_that_diverged_is_left_out_with_its_partner():
+    nan = math.nan
+    first = Entry("first", {0: (0.1, 0.3, nan), 1: (0.3, 0.5, 0.9)})
+    other = Entry("other", {0: (nan, 0.2, 0.4), 1: (0.2, 0.2, 0.4)})
+    a, b = compare([first, other], "loss")
+    assert a.value == pytest.approx((0.2 + 0.4) / 2)
+    assert b.difference == pytest.approx(0.2 - 0.4)  # the one task that all have
+    assert a.spread == pytest.approx(statistics.stdev([0.2, (0.3 + 0.5 + 0.9) / 3]))
+    assert b.difference_interval95 == math.inf
+    assert b.to_json()["difference_interval95"] is None

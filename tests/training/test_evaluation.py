@@ -36,7 +36,7 @@ def test_mean_and_interval_over_tasks():
     mean = sum(score.per_task) / 20
     std = math.sqrt(sum((v - mean) ** 2 for v in score.per_task) / 19)
     assert score.accuracy == pytest.approx(mean)
-    assert score.interval95 == pytest.approx(1.96 * std / math.sqrt(20))
+    assert score.interval95 == pytest.approx(2.0930240544 * std / math.sqrt(20))  # Student's t of 19 degrees
     assert len(score.per_task) == score.count == 20
     assert score.chance == pytest.approx(1 / 3)
     assert len(score.by_step) == 6
@@ -106,14 +106,99 @@ def test_bad_input():
     with pytest.raises(fewstep.BadInput, match=r"did you mean 'support'"):
         fewstep.evaluate(learner, lambda n: vectors(), count=1, statistics="suport")  # noqa: ARG005
     with pytest.raises(fewstep.BadInput, match=r"labels up to 4, but the model has 3 outputs"):
-        fewstep.evaluate(learner, lambda n: vectors(ways=5), count=1)  # noqa: ARG005
+        fewstep.evaluate(learner, lambda n: vectors(len(n), ways=5), count=1)
     poisoned = vectors()
     poisoned.support_x[1, 0] = float("inf")
     with pytest.raises(fewstep.BadInput, match=r"support_x of task 1"):
         fewstep.evaluate(learner, lambda n: poisoned, count=3)  # noqa: ARG005
 
 
-def test_divergence_is_named():
+def test_query_labels_without_an_output_are_refused():
+    learner = mlp_learner(fewstep.preset("maml"))
+    for shift, message in ((1, r"labels up to 3, but the model has 3 outputs"), (-1, r"a label is -1; labels count")):
+        batch = vectors()
+        batch.query_y.add_(shift)
+        with pytest.raises(fewstep.BadInput, match=message):
+            fewstep.evaluate(learner, lambda _, batch=batch: batch, count=3)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (vectors(tasks=1), r"the test function gave 1 task for 5 numbers; it must give a task for each"),
+        (vectors(tasks=6), r"the test function gave 6 tasks for 5 numbers"),
+        ((torch.zeros(5),) * 4, r"the test function gave a tuple; it must give a TaskBatch"),
+    ],
+)
+def test_another_number_of_tasks_than_asked_for_is_refused(given, message):
+    tasks = fewstep.Tasks(*[lambda _: given] * 3)
+    with pytest.raises(fewstep.BadInput, match=message):
+        fewstep.evaluate(mlp_learner(fewstep.preset("maml")), tasks, count=5)
+
+
+def test_chance_is_that_of_all_tasks():
+    """Tasks of three classes, but for the last eight: of two."""
+
+    def tasks(numbers):
+        batch = vectors(len(numbers), seed=numbers[0])
+        if numbers[0] >= 8:
+            batch.support_y.clamp_(max=1)
+        return batch
+
+    score = fewstep.evaluate(mlp_learner(fewstep.preset("maml")), tasks, count=16)
+    assert score.chance == pytest.approx((1 / 3 + 1 / 2) / 2)
+
+
+def test_divergence_of_every_task_is_named():
     learner = fewstep.Learner(MLP(1, 1), fewstep.preset("maml", steps=40, rule__rate=1e6), F.mse_loss)
     with pytest.raises(fewstep.BadInput, match=r"adapting to tasks 0 to 4 diverged"):
         fewstep.evaluate(learner, fewstep.sinusoid(), count=5)
+
+
+def explosive(numbers, bad):
+    """Vectors, but support examples so large in some tasks that adapting to them gives NaN, not infinite data."""
+    batch = fewstep.TaskBatch.concatenate([vectors(tasks=1, seed=n) for n in numbers])
+    for place, number in enumerate(numbers):
+        if number in bad:
+            batch.support_x[place] *= 1e200
+            batch.query_y[place] = 0  # what the largest of three NaNs would be taken for
+    return batch
+
+
+@pytest.mark.parametrize("strategy", ["loop", "vectorized"])
+def test_a_task_that_diverges_counts_as_a_guess(strategy):
+    torch.manual_seed(3)
+    model = torch.nn.Linear(4, 3).double()
+    learner = fewstep.Learner(model, fewstep.preset("maml", steps=2), F.cross_entropy, strategy)
+    good, score = (
+        fewstep.evaluate(learner, lambda n, bad=bad: explosive(n, bad), count=12) for bad in ((), (2, 9))
+    )  # fmt: skip
+    expected = [1 / 3 if n in (2, 9) else value for n, value in enumerate(good.per_task)]
+    assert good.diverged == 0
+    assert score.diverged == 2
+    assert score.per_task == pytest.approx(expected)
+    assert score.value == pytest.approx(sum(expected) / 12)
+    start = fewstep.evaluate(learner, lambda n: explosive(n, (2, 9)), count=12, steps=0)
+    assert (score.by_step[0], start.diverged) == (start.value, 0)  # before a step nothing has diverged
+    assert str(score).endswith(" (2 of 12 tasks diverged)")
+    assert "diverged" not in str(good)
+
+
+def test_a_loss_that_diverges_is_left_out():
+    def tasks(numbers):
+        x = torch.linspace(-1, 1, 4, dtype=torch.float64).view(1, 4, 1).repeat(len(numbers), 1, 1)
+        scale = torch.tensor([1e200 if n == 1 else 1.0 for n in numbers], dtype=x.dtype).view(-1, 1, 1)
+        return fewstep.TaskBatch(x * scale, x, x, 2 * x)
+
+    learner = fewstep.Learner(torch.nn.Linear(1, 1).double(), fewstep.preset("maml", steps=2), F.mse_loss)
+    score = fewstep.evaluate(learner, tasks, count=4)
+    assert math.isnan(score.per_task[1])
+    rest = [value for number, value in enumerate(score.per_task) if number != 1]
+    assert score.value == pytest.approx(sum(rest) / 3)
+    assert score.diverged == 1
+    without = [fewstep.evaluate(learner, tasks, first=n, count=1).by_step for n in (0, 2, 3)]
+    assert score.by_step == pytest.approx([sum(step) / 3 for step in zip(*without, strict=True)])  # always of the same
+    assert score.to_json()["per_task"][1] is None
+    alone = fewstep.evaluate(learner, tasks, count=1)
+    assert alone.interval95 == math.inf
+    assert alone.to_json()["interval95"] is None

@@ -97,19 +97,19 @@ def test_an_outer_step_asks_the_device_for_nothing(tmp_path, monkeypatch, name, 
 def test_torch_sees_no_synchronisation_in_an_outer_step(name):
     made, batch = learner(name).to("cuda"), TASKS.train(range(4))
     optimizer = made.method.outer.optimizer(dict(made.meta_parameters()))
-    book, sums = ledger.Ledger(made, 3, lambda _: batch), ledger.Sums()
+    book = ledger.Ledger(made, 3, lambda _: batch)
     for number in range(3):
         torch.cuda.set_sync_debug_mode("default" if number == 0 else "error")  # the first step warms up
         try:
             here = batch.to("cuda")
             result = made.meta_gradient(here)
-            book.note(number, result, here.query_y, sums)
+            book.note(number, result, here.query_y)
             trainer._outer_step(optimizer, made.meta_parameters(), made.method.outer.clamped(result.gradients), 1e-3)
             made.update_running(result.statistics)
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    book.read(sums)
-    assert sums.steps == 3
+    book.read()
+    assert book.sums.steps == 3
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -1,5 +1,6 @@
 """The trainer: resuming is as if nothing had happened, bad input stops it cleanly, the best epoch wins."""
 
+import functools
 import json
 import os
 import re
@@ -10,10 +11,12 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 
 import fewstep
 from fewstep.models import MLP, Conv4
 from fewstep.training.checkpoint import load_checkpoint
+from fewstep.training.identity import named
 
 DATA = fewstep.strokes(classes=(30, 10, 10), drawers=4)
 TASKS = DATA.tasks(ways=3, shots=1, queries=1)
@@ -52,8 +55,20 @@ def interrupt_at(step, number=signal.SIGINT):
     return watch
 
 
+def assert_alike(whole, cut):
+    """Two runs: the same checkpoints, and the same records."""
+    names = [sorted(p.name for p in run.last.parent.iterdir()) for run in (whole, cut)]
+    assert names[0] == names[1]
+    for name in names[0]:
+        left, right = (load_checkpoint(run.last.parent / name)[0] for run in (whole, cut))
+        assert left.keys() == right.keys()
+        assert all(torch.equal(left[k], right[k]) for k in left)
+    assert whole.best() == cut.best()
+    assert without_times(whole.metrics()) == without_times(cut.metrics())
+
+
 @pytest.mark.parametrize("name", ["maml", "maml++"])
-@pytest.mark.parametrize("step", [2, 3, 4])
+@pytest.mark.parametrize("step", [2, 3, 4, 6])
 @pytest.mark.parametrize("stop", ["crash", "SIGINT", "SIGTERM"])
 def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, name, step, stop):
     straight = learner(name)
@@ -69,13 +84,68 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, name, step, stop):
     begun = (tmp_path / "cut" / "checkpoints").is_dir()
     fresh = learner(name, seed=99 if begun else 1)  # other weights, another random state
     cut = fewstep.train(fresh, TASKS, tmp_path / "cut", **LENGTH)
-    for a, b in ((whole.last, cut.last), (whole.epoch_path(1), cut.epoch_path(1))):
-        if a.is_file() or b.is_file():
-            left, right = load_checkpoint(a)[0], load_checkpoint(b)[0]
-            assert left.keys() == right.keys()
-            assert all(torch.equal(left[k], right[k]) for k in left)
+    assert_alike(whole, cut)
     assert all(torch.equal(v, fresh.state_dict()[k]) for k, v in straight.state_dict().items())
-    assert without_times(whole.metrics()) == without_times(cut.metrics())
+
+
+def failing(where, error):
+    """Tasks whose validation fails the so-manieth time that it is begun."""
+    begun = []
+
+    def validation(numbers):
+        begun.extend([0] if 0 in numbers else [])
+        if len(begun) == where:
+            raise error
+        return TASKS.validation(numbers)
+
+    return fewstep.Tasks(TASKS.train, validation, TASKS.test, TASKS.description)
+
+
+@pytest.mark.parametrize("epoch", [0, 1])
+@pytest.mark.parametrize("error", [fewstep.BadInput("a file is gone"), KeyboardInterrupt()], ids=["bad", "interrupt"])
+def test_a_validation_that_fails_loses_nothing(tmp_path, epoch, error):
+    straight = learner()
+    whole = fewstep.train(straight, TASKS, tmp_path / "whole", **LENGTH)
+    with pytest.raises(type(error)):
+        fewstep.train(learner(), failing(epoch + 1, error), tmp_path / "cut", **LENGTH)
+    cut = fewstep.Run(tmp_path / "cut")
+    assert cut.state()["step"] == 3 * (epoch + 1)
+    assert not cut.finished  # at the last epoch too: it waits for its validation
+    assert [r["epoch"] for r in cut.metrics() if r["kind"] == "validation"] == [0][:epoch]
+    fresh = learner(seed=99)
+    fewstep.train(fresh, TASKS, tmp_path / "cut", **LENGTH)
+    assert cut.finished
+    assert_alike(whole, cut)
+    assert all(torch.equal(v, fresh.state_dict()[k]) for k, v in straight.state_dict().items())
+
+
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_a_crash_between_a_validation_and_its_checkpoint_doubles_no_record(tmp_path, epoch):
+    def watch(kind, record):
+        if kind == "validation" and record["epoch"] == epoch:
+            raise Crash
+
+    whole = fewstep.train(learner(), TASKS, tmp_path / "whole", **LENGTH)
+    with pytest.raises(Crash):
+        fewstep.train(learner(), TASKS, tmp_path / "cut", watch=watch, **LENGTH)
+    assert_alike(whole, fewstep.train(learner(seed=99), TASKS, tmp_path / "cut", **LENGTH))
+
+
+def test_a_validation_task_that_diverges_ends_nothing(tmp_path):
+    """Support examples so large that adapting to them gives NaN from finite data."""
+
+    def tasks(numbers):
+        y = torch.arange(3).repeat(len(numbers), 4)
+        x = F.one_hot(y, 4).double()
+        sizes = torch.tensor([1e200 if n == 1 else 1.0 for n in numbers], dtype=x.dtype)[:, None, None]
+        return fewstep.TaskBatch(x * sizes, y, x + 1, y)
+
+    made = fewstep.Learner(torch.nn.Linear(4, 3).double(), fewstep.preset("maml", steps=2))
+    source = fewstep.Tasks(lambda numbers: tasks([n + 10 for n in numbers]), tasks, tasks)
+    run = fewstep.train(made, source, tmp_path, **LENGTH)
+    records = [r for r in run.metrics() if r["kind"] == "validation"]
+    assert [r["diverged"] for r in records] == [1, 1]
+    assert all(0 < r["value"] < 1 for r in records)
 
 
 KILLED = """
@@ -122,6 +192,14 @@ def test_the_best_epochs_are_kept_and_the_best_one_is_loaded(tmp_path):
     assert score.members == 3
 
 
+def test_the_best_value_is_the_recorded_one_also_of_a_loss(tmp_path):
+    sine = fewstep.Learner(MLP(1, 1), fewstep.preset("maml", setting="sinusoid"), F.mse_loss)
+    run = fewstep.train(sine, fewstep.sinusoid(), tmp_path, **LENGTH | {"epochs": 3})
+    values = {r["epoch"]: r["value"] for r in run.metrics() if r["kind"] == "validation"}
+    assert run.best() == [min(values.items(), key=lambda entry: entry[1])]
+    assert run.best()[0][1] > 0
+
+
 def test_a_finished_run_trains_no_more(tmp_path):
     fewstep.train(learner(), TASKS, tmp_path / "run", **LENGTH)
     records = (tmp_path / "run" / "metrics.jsonl").read_text()
@@ -139,6 +217,47 @@ def test_another_configuration_is_refused(tmp_path):
     with pytest.raises(fewstep.BadInput, match=r"not empty and not a run directory"):
         fewstep.train(learner(), TASKS, tmp_path / "other", **LENGTH)
     assert (tmp_path / "other" / "thesis.tex").read_text() == "dear"
+
+
+@pytest.mark.parametrize(
+    ("model", "loss", "message"),
+    [
+        (torch.nn.ReLU(), F.l1_loss, r"\(loss is torch.nn.functional.mse_loss there, torch.*functional.l1_loss now\);"),
+        (torch.nn.ReLU(), torch.nn.MSELoss(), r"torch.nn.modules.loss.MSELoss: MSELoss\(\) now"),
+        (torch.nn.Tanh(), F.mse_loss, r"\(model is \(1\): ReLU\(\) there, \(1\): Tanh\(\) now\); choose another --dir"),
+    ],
+)
+def test_another_loss_or_model_of_equal_shapes_is_refused(tmp_path, model, loss, message):
+    def made(middle, loss):
+        layers = torch.nn.Sequential(torch.nn.Linear(1, 4), middle, torch.nn.Linear(4, 1))
+        return fewstep.Learner(layers, fewstep.preset("maml", steps=1), loss)
+
+    fewstep.train(made(torch.nn.ReLU(), F.mse_loss), fewstep.sinusoid(), tmp_path, **LENGTH)
+    with pytest.raises(fewstep.BadInput, match=message):
+        fewstep.train(made(model, loss), fewstep.sinusoid(), tmp_path, **LENGTH)
+    config = json.loads((tmp_path / "config.json").read_text())
+    for key in ("loss", "model"):  # as before they were recorded: what is not there is not compared
+        del config[key]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert fewstep.train(made(model, loss), fewstep.sinusoid(), tmp_path, **LENGTH).finished
+
+
+def test_a_loss_is_the_same_one_in_every_process():
+    twice = [named(functools.partial(F.cross_entropy, label_smoothing=0.1)) for _ in range(2)]
+    assert twice[0] == twice[1]
+    assert "cross_entropy" in twice[0]
+    assert "0x" not in twice[0]
+
+
+def test_a_checkpoint_of_before_validations_were_noted_goes_on(tmp_path):
+    whole = fewstep.train(learner(), TASKS, tmp_path / "whole", **LENGTH)
+    with pytest.raises(Crash):
+        fewstep.train(learner(), TASKS, tmp_path / "cut", watch=crash_at(4), **LENGTH)
+    last = fewstep.Run(tmp_path / "cut").last
+    tensors, record = load_checkpoint(last)
+    assert record.pop("validated") is True
+    save_file(tensors, last, metadata={"fewstep": json.dumps(record)})
+    assert_alike(whole, fewstep.train(learner(seed=99), TASKS, tmp_path / "cut", **LENGTH))
 
 
 def test_nan_in_data_stops_with_the_field_named_and_the_checkpoint_kept(tmp_path):

@@ -63,10 +63,11 @@ class TrainingProgress:
         elif kind == "validation":
             value = f"{record['value']:.2%}" if record["metric"] == "accuracy" else f"loss {record['value']:.4f}"
             interval = record["interval95"]
-            spread = f"{interval:.2%}" if record["metric"] == "accuracy" else f"{interval:.4f}"
+            spread = "–" if interval is None else f"{interval:{'.2%' if record['metric'] == 'accuracy' else '.4f'}}"
+            lost = f", {record['diverged']} diverged" if record.get("diverged") else ""
             best = " (best so far)" if record["best_epoch"] == record["epoch"] else ""
             console.print(
-                f"epoch {record['epoch'] + 1}: validation {value} ± {spread} on {record['count']} tasks{best}"
+                f"epoch {record['epoch'] + 1}: validation {value} ± {spread} on {record['count']} tasks{lost}{best}"
             )
         elif self._bar:
             self._bar.update(self._task, loss=_numbers(record), speed=f"{record['tasks_per_second']:.0f} tasks/s")

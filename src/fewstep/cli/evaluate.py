@@ -70,7 +70,7 @@ class Evaluate:
             "epoch": run.best()[0][0],
             "single": single.to_json(),
             "ensemble": many.to_json() if many else None,
-            "interval": "95 % over tasks, 1.96 · std / √count",
+            "interval": "95 % over tasks, t · std / √count, Student's t",
         }
         # Shown before it is written: a measurement takes minutes, and the folder may be read-only.
         if self.format == "json":

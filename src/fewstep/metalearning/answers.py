@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fewstep.errors import BadInput
 from fewstep.metalearning.inner_loop import ClosedForm, Gradient, Meta, Parameters, Task, transformed_first_order
 from fewstep.metalearning.meta_gradient import Work, moved_by_task, threads
 from fewstep.metalearning.side_by_side import side_by_side
@@ -51,6 +52,15 @@ class Answers:
     def _of(self, work: Work, meta: Meta, task: Task, gradient: Gradient) -> Iterator[Tensor]:
         for state in work.inner.adapt(meta, task, self.steps, gradient):
             if self.every_step or state.step == self.steps:
-                yield work.inner.predict(meta, state, task).output
+                yield _tensor(work.inner.predict(meta, state, task).output)
         if self.alone:
-            yield work.inner._replace(statistics="support").predict(meta, state, task).output
+            yield _tensor(work.inner._replace(statistics="support").predict(meta, state, task).output)
+
+
+def _tensor(output: Any) -> Tensor:
+    if not isinstance(output, Tensor):
+        raise BadInput(
+            f"evaluation judges one output tensor, and the model gives a {type(output).__name__}: wrap it in a module "
+            "that returns the tensor to be judged"
+        )
+    return output

@@ -3,16 +3,17 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TypeVar, get_args
+from typing import Any, TypeVar, get_args
 
 import torch
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from fewstep.errors import BadInput, unknown
 from fewstep.metalearning.compiled import CannotCompile, compiled
 from fewstep.metalearning.functional import Functional
 from fewstep.metalearning.meta_gradient import Parameters, Result, Work, loop, vectorized
 from fewstep.metalearning.modes import Precision
+from fewstep.metalearning.probe import real
 from fewstep.metalearning.ranks import Ranks
 from fewstep.metalearning.recompute import recompute
 from fewstep.metalearning.second_derivative import no_second_derivative
@@ -110,6 +111,8 @@ class Execution:
         if chosen == "vectorized" and forward.itself:
             raise BadInput("this model cannot run vectorized (a copy of it is not the model); use strategy loop")
         try:
+            if chosen == "vectorized" and not forward.mapped:
+                self._check_vmap(work, run)
             return run(work, chosen)
         except torch.OutOfMemoryError:
             raise
@@ -124,6 +127,18 @@ class Execution:
         result = run(work, "loop")
         forward.one_by_one = True  # only now: an error of another kind would have come again
         return result
+
+    def _check_vmap(self, work: Work, run: Callable[[Work, str], Any]) -> None:
+        """Raise RuntimeError where vmap gives other numbers than a loop, on one inner step of two tasks."""
+        few = work.in_short(2)
+        take = _plainly if work.learned else run
+        mapped, looped = (tree_leaves(take(few, strategy)) for strategy in ("vectorized", "loop"))
+        if real(work.fixed.model):
+            for a, b in zip(mapped, looped, strict=True):
+                close = 1e-6 if b.dtype == torch.float64 else 2e-2
+                if not torch.allclose(a, b, close, close * max(float(b.abs().max()), 1e-3), equal_nan=True):
+                    raise RuntimeError("vmap gives other numbers than a loop")
+            work.inner.forward.mapped = True
 
     def _pooled(self, work: Work, strategy: str) -> Result:
         return self.ranks.pooled(partial(self._in_pieces, (COMPILED if self.compiled else STRATEGIES)[strategy]), work)
@@ -142,3 +157,7 @@ class Execution:
             gradients = {n: g * share + gradients[n] if gradients else g * share for n, g in means.items()}
             outcomes.append(outcome)
         return gradients, tree_map(lambda *each: torch.cat(each), *outcomes)
+
+
+def _plainly(work: Work, strategy: str) -> Result:
+    return STRATEGIES[strategy](work)

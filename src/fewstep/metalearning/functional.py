@@ -27,7 +27,7 @@ from fewstep.metalearning.attention import ExactAttention
 from fewstep.metalearning.modes import half
 from fewstep.metalearning.randomness import Keys, TaskRandomness
 from fewstep.metalearning.structure import Attribute, Structure, detached_copies, reset
-from fewstep.models.norm import Moments, Statistics, ValueNorm, exchange, float32
+from fewstep.models.norm import FreeNorms, Moments, Statistics, ValueNorm, exchange, float32
 
 Tensors = dict[str, Tensor]
 ModeOfLayers = tuple[bool, ...]  # which are in training mode, in the order of `modules()`
@@ -41,11 +41,13 @@ class Setting:
         training: which layers are in training mode, in the order of `modules()`.
         precision: `float32`, `tf32` or `bf16`, of convolutions and matrix products.
         frozen: batch norms that normalise by their own running statistics.
+        own: norms that the model calls as functions do so in evaluation.
     """
 
     training: ModeOfLayers
     precision: str = "float32"
     frozen: frozenset[str] = frozenset()
+    own: bool = False
 
 
 class Seen(NamedTuple):
@@ -64,6 +66,7 @@ class Facts:
         draws: it draws random numbers. attends: it has attention.
         moves: parameters and buffers that a pass changes. through: whether gradients flow through what it changes.
         keeps: attributes that a pass changes, with what they were.
+        norms: running means of batch and instance norms that the model calls as functions, in training.
     """
 
     draws: bool = False
@@ -71,6 +74,7 @@ class Facts:
     moves: frozenset[str] = frozenset()
     through: bool = False
     keeps: tuple[Attribute, ...] = ()
+    norms: frozenset[str] = frozenset()
 
 
 class Slot(NamedTuple):
@@ -203,10 +207,12 @@ class Functional:
     lasting: bool = False
     facts: dict[ModeOfLayers, Facts] = field(default_factory=dict)
     proven: bool = False  # that a body answers as the model does
-    one_by_one: bool = False  # vmap was tried and cannot take the model
+    mapped: bool = False  # vmap was tried, and gives what a loop gives
+    one_by_one: bool = False  # vmap was tried, and cannot take the model
     widths: dict[Any, int] = field(default_factory=dict)  # of the output, by shape of the input
 
     def __post_init__(self) -> None:
+        _check_layers(self.model)
         if isinstance(self.model, nn.modules.batchnorm._BatchNorm):
             raise BadInput("the model is a bare batch norm; wrap it in a module that has something to adapt")
         self.norms = {
@@ -226,23 +232,34 @@ class Functional:
         return Functional(copy.deepcopy(self.model, memo), self.itself, self.lasting)
 
     @property
+    def free_norms(self) -> frozenset[str]:
+        """See `Facts.norms`, of all modes."""
+        return frozenset().union(*(facts.norms for facts in self.facts.values()))
+
+    @property
+    def normalises(self) -> bool:
+        """Whether there is any batch norm."""
+        return bool(self.norms or self.free_norms)
+
+    @property
     def outdated(self) -> bool:
         """Whether the model is built otherwise by now."""
         moved = {(a.layer, a.name) for facts in self.facts.values() for a in facts.keeps}
         return self.structure.differs(Structure.of(self.model), moved)
 
-    def setting(self, training: bool = True, precision: str = "float32", frozen: bool = False) -> Setting:
+    def setting(self, training: bool = True, precision: str = "float32", statistics: str = "batch") -> Setting:
         """How passes are taken: in the model's own modes or all of them in evaluation.
 
         Arguments:
-            frozen: every batch norm keeps its running statistics; otherwise those that are in evaluation mode do.
+            statistics: under `frozen` every batch norm keeps its running statistics; otherwise those in evaluation
+                mode do. `running` of norms that are called as functions are those that they keep themselves.
 
         Raises:
             BadInput: a batch norm is to keep statistics that it does not have.
         """
         modes = tuple(layer.training and training for layer in self.model.modules())
-        own = frozenset(name for name in self.norms if self._keeps_its_own(name, frozen))
-        return Setting(modes, precision, own)
+        own = frozenset(name for name in self.norms if self._keeps_its_own(name, statistics == "frozen"))
+        return Setting(modes, precision, own, statistics in ("frozen", "running"))
 
     def _keeps_its_own(self, name: str, frozen: bool) -> bool:
         layer: Any = self.model.get_submodule(name)
@@ -307,7 +324,7 @@ class Functional:
     ) -> Seen:
         """The same in a body that one has."""
         facts = self.facts.get(setting.training, NOTHING)
-        now = Statistics(given, setting.frozen, differentiable)
+        now = Statistics(given, setting.frozen, differentiable, own=setting.own)
         inputs = x if isinstance(x, tuple) else (x,)
         if facts.moves:  # a pass writes to copies; buffers follow the task, so under vmap each task has its own
             tensors = tensors | {name: tensors[name].clone() for name in facts.moves}
@@ -316,6 +333,7 @@ class Functional:
             TaskRandomness(keys, number, device) if facts.draws else PLAIN,
             ExactAttention() if facts.attends else PLAIN,
             half(device) if setting.precision == "bf16" else PLAIN,
+            FreeNorms(tensors, now, self.free_norms) if self.free_norms else PLAIN,
         ):
             output, moved = body.run(tensors, inputs, setting, facts, now)
             output = float32(output) if isinstance(output, Tensor) else tree_map(float32, output)
@@ -365,13 +383,8 @@ NOTHING = Facts()
 PLAIN: Any = contextlib.nullcontext()
 
 
-def _without_data(model: nn.Module) -> nn.Module:
-    """A copy of the model whose tensors have no data.
-
-    Raises:
-        BadInput: a layer whose weights are not made yet, or that was compiled.
-        Exception: what copying a user's object raises.
-    """
+def _check_layers(model: nn.Module) -> None:
+    """Raise BadInput where a layer's weights are not made yet, or it was compiled."""
     for name, layer in model.named_modules():
         if any(nn.parameter.is_lazy(t) for t in itertools.chain(layer._parameters.values(), layer._buffers.values())):
             kind = type(layer).__name__
@@ -381,6 +394,14 @@ def _without_data(model: nn.Module) -> nn.Module:
                 f"{name or 'the model'} is compiled: give the learner the module that was compiled "
                 f"({name + '.' if name else 'model.'}_orig_mod), and compile the meta-gradient (`compiled=True`)"
             )
+
+
+def _without_data(model: nn.Module) -> nn.Module:
+    """A copy of the model whose tensors have no data.
+
+    Raises:
+        Exception: what copying a user's object raises.
+    """
     # Told beforehand what to put for every tensor, deepcopy copies no data and keeps tied weights tied.
     memo: dict[int, Any] = {id(t): _on_meta(t) for t in itertools.chain(model.parameters(), model.buffers())}
     detached_copies(model, memo)

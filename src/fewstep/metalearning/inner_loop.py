@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.utils._pytree import tree_map
 
+from fewstep.errors import BadInput
 from fewstep.metalearning.functional import Functional, Seen, Setting
 from fewstep.metalearning.randomness import Keys
 from fewstep.methods import Method
@@ -78,7 +79,10 @@ class SupportLoss:
         seen = inner.forward(
             self.view | fast, task.support_x, inner.setting, self.given, task.keys, number=2 * self.step
         )
-        return inner.loss(seen.output, task.support_y), seen._replace(output=())
+        loss = inner.loss(seen.output, task.support_y)
+        if loss.dim():
+            raise BadInput(f"the loss gives a tensor of shape {tuple(loss.shape)}: take its mean (reduction='mean')")
+        return loss, seen._replace(output=())
 
 
 Gradient = Callable[[SupportLoss, Parameters], tuple[Parameters, Tensor, Seen]]
@@ -186,7 +190,7 @@ class InnerLoop(NamedTuple):
 
     def query_statistics(self, meta: Meta, state: Adaptation, task: Task) -> MomentsByNorm | None:
         """What normalises the queries of an adapted task; None is their own batch."""
-        if not self.forward.norms or self.statistics in ("batch", "frozen"):
+        if not self.forward.normalises or self.statistics in ("batch", "frozen"):
             return None
         if self.statistics == "running":
             return running_at(meta, max(state.step - 1, 0))

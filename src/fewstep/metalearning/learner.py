@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_map
 from fewstep.errors import BadInput, unknown
 from fewstep.metalearning.answers import Answers
 from fewstep.metalearning.execution import Execution
+from fewstep.metalearning.functional import lock_of
 from fewstep.metalearning.inner_loop import ClosedForm, InnerLoop, Loss, Meta, MomentsByNorm, Parameters, Task
 from fewstep.metalearning.meta_gradient import Fixed, Plan, Work, threads
 from fewstep.metalearning.modes import own_modes, usable
@@ -115,6 +116,11 @@ class Learner(nn.Module):
         compiled: bool = False,
     ):
         super().__init__()
+        if isinstance(loss, nn.Module) and any(p.requires_grad for p in loss.parameters()):
+            raise BadInput(
+                "the loss has parameters, and nothing learns them: freeze them (loss.requires_grad_(False)), or make "
+                "them a part of the model"
+            )
         self.execution = Execution(strategy, micro_batch, precision, compiled)
         self.model, self.method, self.loss = model, method, loss
         self._forward = functional(model)
@@ -169,17 +175,17 @@ class Learner(nn.Module):
 
     @property
     def has_batch_norm(self) -> bool:
-        return bool(self._forward.norms)
+        return self._forward.normalises
 
     def train(self, mode: bool = True) -> "Learner":
         """Sets no layer of the model, see above; put layers into a mode by `learner.model`."""
         self.training = mode
         return self
 
-    @torch.no_grad()
     def frozen(self) -> Meta:
         """A copy of everything a task starts from, without a graph: what adaptation and evaluation use."""
-        return tree_map(lambda t: t.detach().clone(), self._fixed().with_learned(dict(self.meta_parameters())))
+        with own_modes(next(self.model.parameters()), False), lock_of(self.model):
+            return tree_map(lambda t: t.detach().clone(), self._fixed().with_learned(dict(self.meta_parameters())))
 
     def _fixed(self) -> Fixed:
         """What tasks start from and the outer loop does not learn."""
@@ -206,6 +212,8 @@ class Learner(nn.Module):
         """Move the running statistics of every inner step alone, see `update_buffers`."""
         buffers = tensors_of(self.running)
         for name, moments in statistics.items():
+            if name not in self._forward.norms:  # it keeps its running statistics itself
+                continue
             for part in ("mean", "var"):
                 seen = getattr(moments, part)
                 buffers[f"{name}.{part}"][: len(seen)].lerp_(seen, self.method.norm.momentum)
@@ -223,20 +231,21 @@ class Learner(nn.Module):
         """
         if statistics not in get_args(StatisticsPolicy):
             raise unknown("statistics", statistics, get_args(StatisticsPolicy))
-        self._check_unchanged()
+        self._check_unchanged(statistics)
         if not self._forward.proven:
             self._forward = proven(self._forward, meta.model, x)
-        setting = self._forward.setting(training, self.precision, statistics == "frozen")
+        setting = self._forward.setting(training, self.precision, statistics)
         facts(self._forward, setting, meta.model, x)
         return InnerLoop(self._forward, setting, self.loss, self.method, self.adapted, statistics, sharp)
 
-    def _check_unchanged(self) -> None:
+    def _check_unchanged(self, statistics: str = "batch") -> None:
         """Follow a model that was changed after the learner was made.
 
         Raises:
             BadInput: the learner holds something that rests on what was changed; names it.
         """
-        for name, now, before in ((n, t, self._started[n]) for n, t in self._copied()):
+        for name, now in self._copied(statistics):
+            before = self._started[name]
             if now.device.type == "cpu" and not torch.equal(now, before.to(now)):
                 raise BadInput(
                     f"{name} was changed after the learner was made, which has a copy of it for every inner step: make "
@@ -251,17 +260,17 @@ class Learner(nn.Module):
             raise BadInput(f"{name} {what}: make the learner after freezing, releasing or exchanging layers")
         self._forward = functional(self.model)
 
-    def _copied(self) -> list[tuple[str, Tensor]]:
+    def _copied(self, statistics: str) -> list[tuple[str, Tensor]]:
         """What of the model the learner has taken copies of, which a later change of the model does not reach."""
         norm = tensors_of(self.norm)
         found = [(name, p) for name, p in self.model.named_parameters() if name in norm] if norm else []
-        if self.method.norm.statistics == "running":
+        if statistics == "running":
             ends = tuple(f"{name}.running_{part}" for name in self._forward.norms for part in ("mean", "var"))
             found += [(name, b) for name, b in self.model.named_buffers() if name in ends]
         return found
 
     def _remember(self) -> None:
-        self._started = {name: t.detach().clone() for name, t in self._copied()}
+        self._started = {name: t.detach().clone() for name, t in self._copied("running")}
 
     def load_state_dict(self, *args: Any, **options: Any) -> Any:
         """As of any module; the model's weights may be changed by it at any time."""
@@ -295,8 +304,7 @@ class Learner(nn.Module):
         What a whole number means is known of cross-entropy alone. Labels are looked at on the CPU only: elsewhere
         looking would wait for the device.
         """
-        entropy = self.loss is cross_entropy or isinstance(self.loss, nn.CrossEntropyLoss)
-        if not entropy or labels.is_floating_point() or labels.device.type != "cpu" or not labels.numel():
+        if not self._entropy or labels.is_floating_point() or labels.device.type != "cpu" or not labels.numel():
             return
         lowest, highest = map(int, labels.aminmax())
         if lowest < 0:
@@ -307,6 +315,15 @@ class Learner(nn.Module):
                 f"tasks have labels up to {highest}, but the model has {ways} outputs: "
                 f"build the model for {highest + 1} ways, or draw tasks of {ways} ways"
             )
+
+    @property
+    def _entropy(self) -> bool:
+        return self.loss is cross_entropy or isinstance(self.loss, nn.CrossEntropyLoss)
+
+    def _labels(self, y: Tensor) -> Tensor:
+        """Class numbers in the type that cross-entropy takes; targets of other losses as they are."""
+        whole = not (y.is_floating_point() or y.is_complex() or y.dtype == torch.bool)
+        return y.long() if self._entropy and whole else y
 
     def _ways(self, x: Any) -> int:
         """Outputs of the model for inputs like these; looked up once a shape."""
@@ -360,6 +377,7 @@ class Learner(nn.Module):
         self.check(first, batch.support_y)
         learned: Parameters = dict(self.meta_parameters())
         learned = usable(learned) if next(iter(learned.values())).is_inference() else learned
+        batch = replace(batch, support_y=self._labels(batch.support_y), query_y=self._labels(batch.query_y))
         return Work(inner, plan, learned, self._fixed(), batch, self._keys(inner, len(batch)))
 
     def chosen_strategy(self, batch: TaskBatch, strategy: str | None = None) -> str:
@@ -401,7 +419,7 @@ class Learner(nn.Module):
             support_x, support_y, meta = usable(support_x), usable(support_y), self.frozen()
             inner = self._inner_loop(support_x, meta, statistics, sharp=sharp)
             self.check(support_x, support_y)
-            task = Task(support_x, support_y, None, None, self._keys(inner, 1))  # type: ignore[arg-type]
+            task = Task(support_x, self._labels(support_y), None, None, self._keys(inner, 1))  # type: ignore[arg-type]
             *_, last = inner.adapt(meta, task, self.steps(steps), ClosedForm())
             given = inner.query_statistics(meta, last, task)
             check_finite(support_x, inner.fast(last), given)
@@ -427,8 +445,10 @@ class Learner(nn.Module):
         statistics = statistics or self.method.norm.statistics
         with own_modes(next(self.model.parameters()), False, self.precision):
             batch, meta = batch.usable(), start or self.frozen()
+            meta = usable(meta) if next(iter(meta.model.values())).is_inference() else meta
             inner = self._inner_loop(tree_map(lambda t: t[0], batch.support_x), meta, statistics)
             fixed, keys = Fixed(meta.model, meta.running), self._keys(inner, len(batch))
+            batch = replace(batch, support_y=self._labels(batch.support_y))
             work = Work(inner, Plan("first", ()), {}, fixed, batch, keys)
             return self.execution.by_strategy(work, Answers(meta, self.steps(steps), every_step, alone))
 

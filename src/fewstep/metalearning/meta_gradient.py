@@ -106,6 +106,12 @@ class Work(NamedTuple):
         some = slice(which.start, which.stop)
         return self._replace(batch=self.batch[some], keys=self.keys[some])
 
+    def in_short(self, tasks: int) -> "Work":
+        """One inner step of some tasks."""
+        method = self.inner.method.replace(steps=min(self.inner.method.steps, 1))
+        short = self.part(range(min(tasks, len(self.batch))))
+        return short._replace(inner=self.inner._replace(method=method), plan=Plan(self.plan.order, [1.0]))
+
     def leaves(self) -> Parameters:
         """The learned tensors as the sources of a gradient."""
         return {name: tensor.detach().requires_grad_() for name, tensor in self.learned.items()}

@@ -8,7 +8,7 @@ model's own: the model itself with them in place is the truth, and a body must g
 import contextlib
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from fewstep.metalearning.attention import ExactAttention, say_once
 from fewstep.metalearning.functional import Body, Facts, Functional, Setting, Tensors, lock_of, slots
 from fewstep.metalearning.randomness import TaskRandomness, others
 from fewstep.metalearning.structure import Attribute, Attributes, forget, reset
-from fewstep.models.norm import Statistics
+from fewstep.models.norm import FreeNorms, Statistics
 
 KEYS = (20240229,)  # of the random numbers that truth and body both draw
 CLOSE = {torch.float64: (1e-7, 1e-6), torch.complex128: (1e-7, 1e-6), torch.float32: (1e-3, 2e-2)}  # output, gradient
@@ -50,7 +50,7 @@ def proven(forward: Functional, tensors: Tensors, x: Any) -> Functional:
     Raises:
         BadInput: neither gives that; names the layer or weight.
     """
-    if not _real(tensors):
+    if not real(tensors):
         return forward
     try:
         prove(forward, tensors, x)
@@ -110,8 +110,11 @@ def prove(forward: Functional, tensors: Tensors, x: Any) -> None:
     elsewhere = _other(tensors, dict(model.named_parameters()))
     try:
         right, slopes = _truth(model, elsewhere, names, x)
-    except Exception:
-        facts(forward, setting, tensors, x)  # it may know a better reason
+    except Exception as error:
+        with contextlib.suppress(RuntimeError):
+            facts(forward, setting, tensors, x)  # it may know a better reason
+        if isinstance(error, RuntimeError) and (why := _other_types(elsewhere, x)):
+            raise BadInput(f"the model cannot take such inputs ({_first_line(error)}): {why}") from error
         raise
     if not all(leaf.isfinite().all() for leaf in _floating(right)):
         return  # nothing can be seen on such data
@@ -142,6 +145,17 @@ def prove(forward: Functional, tensors: Tensors, x: Any) -> None:
         if true is not None and own is not None and not (own - true).abs().max() <= gradient_close * max(top, 1e-30):
             raise _Differs(f"the gradient of {name} is another one")
     forward.proven = True
+
+
+def _other_types(tensors: Tensors, x: Any) -> str | None:
+    """How inputs and weights differ in type, if they do."""
+    types = {t.dtype for t in tree_leaves(x) if isinstance(t, Tensor)}
+    own = next(t.dtype for t in tensors.values() if t.is_floating_point() or t.is_complex())
+    if types <= {own}:
+        return None
+    named = ", ".join(sorted(str(t).removeprefix("torch.") for t in types))
+    right = str(own).removeprefix("torch.")
+    return f"they are {named}, its weights {right}; give it inputs as {right}: batch.to(torch.{right}), x.to(…)"
 
 
 def trainable(model: nn.Module) -> list[str]:
@@ -204,7 +218,7 @@ def facts(forward: Functional, setting: Setting, tensors: Tensors, x: Any) -> Fa
         found = _facts(body, setting, tensors, trainable(forward.model), x)
     if found.attends and not any(known.attends for known in forward.facts.values()):
         say_once()
-    if _real(tensors):
+    if real(tensors):
         forward.facts[setting.training] = found
     return found
 
@@ -217,10 +231,11 @@ def _facts(body: Body, setting: Setting, tensors: Tensors, names: list[str], x: 
     seen, drawn_elsewhere = watched(), others() != states
     keeps = before.changed()
     try:
-        if not _real(tensors):
+        if not real(tensors):
             keeps = ()
-        if keeps:
-            _no_memory(body, keeps, watched, seen.output)
+        # Torch's own layers leave nothing but what they make anew.
+        if own := tuple(k for k in keeps if not type(body.layers[k.layer]).__module__.startswith("torch.nn.modules")):
+            _no_memory(body, own, watched, seen.output)
         reset(body.layers, keeps)
         if drawn_elsewhere and not _same(watched().output, seen.output):
             raise BadInput(
@@ -229,26 +244,30 @@ def _facts(body: Body, setting: Setting, tensors: Tensors, names: list[str], x: 
             )
     finally:
         reset(body.layers, before.changed())
-    return Facts(seen.draws, seen.attends, seen.moves, seen.through, keeps)
+    return Facts(seen.draws, seen.attends, seen.moves, seen.through, keeps, seen.norms)
 
 
-class _Watched:
-    def __init__(self, output: Any, draws: bool, attends: bool, moved: Tensors):
-        self.output, self.draws, self.attends = output, draws, attends
-        self.moves = frozenset(moved)
-        self.through = any(t.requires_grad for t in moved.values() if t.is_floating_point())
+class _Watched(NamedTuple):
+    output: Any
+    draws: bool
+    attends: bool
+    moves: frozenset[str]
+    through: bool
+    norms: frozenset[str]
 
 
 def _watched(body: Body, setting: Setting, copies: Tensors, x: Any) -> _Watched:
     """A pass of which all is seen."""
     everything = Facts(moves=frozenset(copies))
     versions = {name: t._version for name, t in copies.items()}
-    attention, randomness = ExactAttention(), TaskRandomness(KEYS, 0, _device(copies))
-    with torch.enable_grad(), randomness, attention:
+    parameters = {name for name, _ in body.module.named_parameters()}
+    attention, randomness, norms = ExactAttention(), TaskRandomness(KEYS, 0, _device(copies)), FreeNorms.watch(copies)
+    with torch.enable_grad(), randomness, attention, norms:
         inputs = x if isinstance(x, tuple) else (x,)
         output, after = body.run(copies, inputs, setting, everything, Statistics(frozen=setting.frozen))
     moved = {n: t for n, t in after.items() if t is not copies[n] or t._version != versions[n]}
-    return _Watched(output, randomness.drawn, attention.seen, moved)
+    through = any(t.requires_grad for n, t in moved.items() if n not in parameters)
+    return _Watched(output, randomness.drawn, attention.seen, frozenset(moved), through, frozenset(norms.met))
 
 
 def _no_memory(body: Body, keeps: tuple[Attribute, ...], watched: Callable[[], _Watched], first: Any) -> None:
@@ -337,7 +356,7 @@ def _same(output: Any, other: Any) -> bool:
     return all(torch.equal(a, b) for a, b in zip(_floating(output), _floating(other), strict=True))
 
 
-def _real(tensors: Tensors) -> bool:
+def real(tensors: Tensors) -> bool:
     """Whether there is data to compare: not on the meta device, not under FakeTensorMode."""
     return all(t.device.type != "meta" and type(t) in (Tensor, nn.Parameter) for t in tensors.values())
 

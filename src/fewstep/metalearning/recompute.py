@@ -67,6 +67,7 @@ class _Sweep:
             if state.step:
                 before, fast = self._detached(states[state.step - 1])
                 after = inner.fast(inner.advance(self.meta, before, task, self.gradient))
+                _check_repeats(after, inner.fast(state))
                 adjoint = self._pull_back(list(after.values()), list(adjoint.values()), fast)
         for name, v in adjoint.items():  # θ_0 is the initialisation
             self.sums[f"model.{name}"].add_(v)
@@ -87,6 +88,16 @@ class _Sweep:
         for total, gradient in zip(self.sums.values(), found[len(fast) :], strict=True):
             total.add_(gradient)
         return {n: g.to_dense() if g.is_sparse else g for n, g in zip(fast, found, strict=False)}
+
+
+def _check_repeats(again: Parameters, first: Parameters) -> None:
+    """Raise BadInput where an inner step comes out otherwise when it is taken again."""
+    for name, weight in first.items():
+        if not torch.allclose(again[name], weight, 1e-3, 1e-3 * float(weight.abs().max()), equal_nan=True):
+            raise BadInput(
+                f"an inner step gives another {name} when it is taken again: the rule, loss or model remembers earlier "
+                "calls, which strategy recompute cannot take; take strategy loop"
+            )
 
 
 def _sum(a: Parameters, b: Parameters) -> Parameters:

@@ -38,12 +38,14 @@ class Statistics:
         frozen: names of norms that normalise by their own running statistics, whatever is given.
         differentiable: let gradients flow through the moments that are seen.
         seen: moments that norms of their batch took, by name.
+        own: norms called as functions take their running statistics in evaluation.
     """
 
     given: Mapping[str, Moments] | None = None
     frozen: frozenset[str] = frozenset()
     differentiable: bool = False
     seen: dict[str, Moments] = field(default_factory=dict)
+    own: bool = False
 
 
 class PooledBatchNorm(nn.BatchNorm2d):
@@ -151,6 +153,68 @@ class _Inside(TorchFunctionMode):
     ) -> Tensor:  # fmt: skip
         del running_mean, running_var, training, momentum  # the pass decides
         return self.norm.normalised(x, weight, bias, eps)
+
+
+class FreeNorms(TorchFunctionMode):
+    """Inside it, batch and instance norms that a model calls as functions on buffers of its own follow the statistics.
+
+    As hand-written networks have them: F.batch_norm(x, self.mean, self.var, training=self.training). They go by the
+    name of their running mean. In training they move their buffers as torch does.
+
+    Arguments:
+        tensors: those of the pass, by name. now: its statistics. names: of running means that are meant.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], now: Statistics, names: frozenset[str] | None):
+        super().__init__()
+        self.buffers, self.now, self.names = {id(t): name for name, t in tensors.items()}, now, names
+        self.met: set[str] = set()
+
+    @staticmethod
+    def watch(tensors: Mapping[str, Tensor]) -> "FreeNorms":
+        """One that changes nothing, and notes which norms the model calls in training."""
+        return FreeNorms(tensors, Statistics(), None)
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if func not in (F.batch_norm, F.instance_norm):
+            return func(*args, **kwargs)
+        order = BATCH_NORM if func is F.batch_norm else INSTANCE_NORM
+        given = {**order, **dict(zip(order, args, strict=False)), **kwargs}
+        training = given[list(order)[5]]
+        name = self.buffers.get(id(given["running_mean"]))
+        if self.names is None and training and name is not None:
+            self.met.add(name)
+        if self.names is None or name not in self.names or self.now.own:
+            return func(**given)
+        if func is F.batch_norm:
+            return self._batch_norm(name, **given)
+        # An instance norm takes every example by itself, as in training.
+        alone = {} if training else {"use_input_stats": True, "running_mean": None, "running_var": None}
+        return func(**{**given, **alone})
+
+    def _batch_norm(
+        self, name: str, input: Tensor, running_mean: Tensor, running_var: Tensor, weight: Tensor | None,
+        bias: Tensor | None, training: bool, momentum: float, eps: float,
+    ) -> Tensor:  # fmt: skip
+        moments = None if self.now.given is None else self.now.given.get(name)
+        if moments is None:
+            moments = Moments(*batch_statistics(input))
+            self.now.seen[name] = moments if self.now.differentiable else Moments(*(m.detach() for m in moments))
+        if training:
+            count = input.numel() // input.shape[1]
+            with torch.no_grad():
+                running_mean.lerp_(moments.mean.to(running_mean.dtype), momentum)
+                running_var.lerp_(moments.var.to(running_var.dtype) * count / max(count - 1, 1), momentum)
+        return apply_statistics(input, *moments, weight, bias, eps)
+
+
+BATCH_NORM = {"input": None, "running_mean": None, "running_var": None, "weight": None, "bias": None,
+              "training": False, "momentum": 0.1, "eps": 1e-5}  # fmt: skip
+INSTANCE_NORM = {"input": None, "running_mean": None, "running_var": None, "weight": None, "bias": None,
+                 "use_input_stats": True, "momentum": 0.1, "eps": 1e-5}  # fmt: skip
 
 
 def float32(x: Any) -> Any:

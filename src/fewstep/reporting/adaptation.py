@@ -26,7 +26,7 @@ def adaptation(score: Record, ensemble: Record | None, split: str, trained: int 
         last = len(values) - 1
         line = {"type": "scatter", "x": list(range(last + 1)), "y": values, "mode": "lines+markers",
                 "name": "best epoch", "line": {"color": BLUE, "width": 2}, "marker": {"size": 8, "color": BLUE},
-                "error_y": {"type": "data", "array": [0.0] * last + [score["interval95"]], "color": BLUE},
+                "error_y": {"type": "data", "array": [0.0] * last + [score["interval95"] or 0.0], "color": BLUE},
                 "hovertemplate": f"%{{y:{shown}}}<extra></extra>"}  # fmt: skip
         data, shapes = [line], []
         if ensemble:
@@ -61,7 +61,7 @@ def _rule(name: str, x: float | None = None, y: float | None = None) -> Record:
 
 def _per_task(score: Record, split: str, shown: str) -> Figure:
     """How many tasks had which value: of each one that occurs, or of equal bins where those are many."""
-    metric, values = score["metric"], score["per_task"]
+    metric, values = score["metric"], [value for value in score["per_task"] if value is not None]
     counts = Counter(round(v, 9) for v in values)
     low, high = min(values), max(values)
     if metric == "accuracy" and len(counts) <= 40:

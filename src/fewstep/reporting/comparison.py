@@ -100,8 +100,8 @@ def as_csv(rows: Sequence[Row]) -> str:
 
     Example:
         >>> from fewstep.training.comparison import Entry, compare
-        >>> as_csv(compare([Entry("maml", {0: (0.5, 1.0)})])).splitlines()[1][:27]
-        'maml,0,accuracy,0.75,0.49,,'
+        >>> as_csv(compare([Entry("maml", {0: (0.75, 0.75)})])).splitlines()[1][:26]
+        'maml,0,accuracy,0.75,0.0,,'
     """
     text = io.StringIO()
     records = [row.to_json() for row in rows]

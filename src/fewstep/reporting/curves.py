@@ -27,7 +27,8 @@ def _validation(records: Sequence[Record]) -> list[Record]:
     if not records:
         return []
     metric = records[-1]["metric"]
-    x, y, spread = ([r[key] for r in records] for key in ("step", "value", "interval95"))
+    x, y = ([r[key] for r in records] for key in ("step", "value"))
+    spread = [r["interval95"] or 0.0 for r in records]  # one task has no interval
     ceiling = 1.0 if metric == "accuracy" else math.inf
     shown = ".2%" if metric == "accuracy" else ".4f"
     band: Record = {

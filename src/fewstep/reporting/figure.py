@@ -33,13 +33,15 @@ class Figure:
     half: bool = False
 
 
-def number(value: float, metric: str) -> str:
-    """A value of a metric: accuracies as percentages, losses as they are.
+def number(value: float | None, metric: str) -> str:
+    """A value of a metric: accuracies as percentages, losses as they are, a dash for what there is not.
 
     Example:
         >>> number(0.98765, "accuracy"), number(0.5, "loss")
         ('98.77%', '0.5000')
     """
+    if value is None:
+        return "–"
     return f"{value:.2%}" if metric == "accuracy" else f"{value:.4f}"
 
 

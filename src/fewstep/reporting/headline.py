@@ -97,13 +97,13 @@ def scores(run: Account) -> str:
         metric = single["metric"]
         epoch = run.score.get("epoch")
         where = "" if epoch is None else f", best validation epoch ({epoch + 1})"
-        cells.append((number(single["value"], metric), number(single["interval95"], metric),
+        cells.append((number(single["value"], metric), number(single.get("interval95"), metric),
                       f"{run.split} {metric}{where}"))  # fmt: skip
         if many:
-            cells.append((number(many["value"], metric), number(many["interval95"], metric),
+            cells.append((number(many["value"], metric), number(many.get("interval95"), metric),
                           f"ensemble of the {many['members']} best epochs"))  # fmt: skip
         if single.get("per_query") is not None:
-            cells.append((number(single["per_query"], metric), number(single["per_query_interval95"], metric),
+            cells.append((number(single["per_query"], metric), number(single.get("per_query_interval95"), metric),
                           "each query alone"))  # fmt: skip
         if len(single["by_step"]) > 1:
             cells.append((number(single["by_step"][0], metric), "", "without adaptation"))

@@ -1,6 +1,5 @@
 """A run directory as one self-contained HTML page: what was trained, how it went, what it is worth."""
 
-import itertools
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -67,10 +66,12 @@ def _is_score(record: Any) -> bool:
     lists: list[Any] = [record.get("by_step"), record.get("per_task")]
     if not all(isinstance(values, list) and values for values in lists):
         return False
-    needed = ["value", "interval95", "count", "steps", "members"]
-    needed += [name for name in ("chance", "per_query") if record.get(name) is not None]
-    needed += ["per_query_interval95"] if "per_query" in needed else []
-    numbers = [*map(record.get, needed), *itertools.chain(*lists)]
+    by_step, per_task = lists
+    needed = ["value", "count", "steps", "members"]
+    may_lack = ("interval95", "chance", "per_query", "per_query_interval95")
+    needed += [name for name in may_lack if record.get(name) is not None]
+    finite = [value for value in per_task if value is not None]  # None: a task whose loss diverged
+    numbers = [*map(record.get, needed), *by_step, *(finite or [None])]
     return all(isinstance(number, int | float) for number in numbers)
 
 

@@ -16,7 +16,7 @@ Inputs = torch.Tensor | tuple[torch.Tensor, ...]
 class TaskBatch:
     """B tasks, each with S labelled examples to adapt to and Q labelled examples to be judged on.
 
-    Equation: a task b is the pair (S_b, Q_b); the inner loop sees only S_b, the outer loss only Q_b.
+        task b = (S_b, Q_b);   the inner loop sees only S_b, the outer loss only Q_b
 
     Arguments:
         support_x: (B, S, ...), or a tuple of such tensors for a module of several inputs.
@@ -24,7 +24,9 @@ class TaskBatch:
         query_x: (B, Q, ...), or a tuple of such tensors.
         query_y: (B, Q) or (B, Q, out).
 
-    Raises BadInput when the leading sizes disagree, naming the field and the shapes.
+    Raises:
+        BadInput: leading sizes that disagree, naming the field and the shapes; no tasks, an empty support or query set.
+
     Source: Vinyals et al. 2016 (arXiv 1606.04080), the task protocol; Finn et al. 2017 (arXiv 1703.03400).
 
     Example:
@@ -55,12 +57,16 @@ class TaskBatch:
                 for leaf in _leaves(getattr(self, name)):
                     if leaf.ndim < 2 or leaf.shape[:2] != expected:
                         raise BadInput(_disagreement(self, name, leaf))
+        (tasks, support), query = self.support_y.shape[:2], self.query_y.shape[1]
+        for size, empty in ((tasks, "no tasks"), (support, "an empty support set"), (query, "an empty query set")):
+            if not size:
+                raise BadInput(f"a TaskBatch has {empty}; it needs at least one task of at least one example each")
 
     def __len__(self) -> int:
         return self.support_y.shape[0]
 
     def __getitem__(self, which: int | slice) -> "TaskBatch":
-        """Some of the tasks; one task keeps its leading axis, so it is a batch of one."""
+        """Some of the tasks, at least one; one task keeps its leading axis, so it is a batch of one."""
         if isinstance(which, int):
             position = which + len(self) if which < 0 else which
             if not 0 <= position < len(self):
@@ -87,7 +93,11 @@ class TaskBatch:
         return sum(leaf[0].numel() for inputs in (self.support_x, self.query_x) for leaf in _leaves(inputs))
 
     def check_finite(self) -> None:
-        """Raise BadInput naming the field and the task that hold a NaN or an infinity."""
+        """Look for values that are not finite.
+
+        Raises:
+            BadInput: a NaN or an infinity; names its field and task.
+        """
         for field in fields(self):
             for leaf in _leaves(getattr(self, field.name)):
                 bad = ~torch.isfinite(leaf.flatten(1)).all(dim=1) if leaf.numel() else torch.zeros(0, dtype=torch.bool)
@@ -99,7 +109,11 @@ class TaskBatch:
 
     @staticmethod
     def concatenate(batches: Sequence["TaskBatch"]) -> "TaskBatch":
-        """One meta-batch of all tasks, in order; they must agree in every shape but the number of tasks."""
+        """One meta-batch of all tasks, in order.
+
+        Raises:
+            BadInput: none, or meta-batches that disagree in a shape beside the number of tasks.
+        """
         if not batches:
             raise BadInput("no meta-batches to concatenate; give at least one")
         joined: dict[str, Any] = {}

@@ -1,7 +1,10 @@
 """A data set of images in three splits of classes, and the tasks made from it."""
 
 from dataclasses import dataclass, field
+from itertools import combinations
 from typing import Any
+
+import numpy as np
 
 from fewstep.errors import BadInput
 from fewstep.tasks.class_data import ClassData
@@ -26,7 +29,8 @@ class ImageDataset:
         rotate: whether training tasks turn each class by random quarter turns unless told otherwise.
         options: every choice that changes pixels or classes, recorded with each run; fit for JSON.
 
-    Raises BadInput when the splits differ in image shape.
+    Raises:
+        BadInput: splits that differ in image shape, or that share images: a class learned from must not be judged on.
 
     Example:
         >>> from fewstep.tasks import strokes
@@ -49,6 +53,13 @@ class ImageDataset:
         shapes = {tuple(split.images.shape[1:]) for split in (self.train, self.validation, self.test)}
         if len(shapes) > 1:
             raise BadInput(f"the splits of {self.name} hold images of different shapes: {sorted(shapes)}; resize them")
+        for first, second in combinations(("train", "validation", "test"), 2):
+            shared = _shared(getattr(self, first), getattr(self, second))
+            if shared:
+                raise BadInput(
+                    f"the {first} and {second} splits of {self.name} share images of {shared} "
+                    f"class{'' if shared == 1 else 'es'}; give each split classes of its own"
+                )
 
     @property
     def channels(self) -> int:
@@ -78,6 +89,9 @@ class ImageDataset:
             seed: of the training tasks, 0 to 2^63 - 1.
             rotate: random quarter turns in training tasks; the data set's own choice when None.
             evaluation_queries: query images a class in validation and test tasks; `queries` when None.
+
+        Raises:
+            BadInput: a seed or a size out of range, a split with too few classes, a class with too few images.
         """
         if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < USER_SEEDS:
             raise BadInput(f"seed is {seed!r}; it must be a whole number from 0 to 2^63 - 1")
@@ -103,3 +117,14 @@ class ImageDataset:
             "classes": {"train": len(self.train), "validation": len(self.validation), "test": len(self.test)},
         }
         return Tasks(train, validation, test, description)
+
+
+def _shared(first: ClassData, second: ClassData) -> int:
+    """How many classes of the second hold images that lie where the first has some of its own."""
+    places = []
+    for data in (first, second):
+        before = np.repeat(np.cumsum(data.counts) - data.counts, data.counts)
+        rows = np.repeat(data.offsets, data.counts) + np.arange(data.counts.sum()) - before
+        places.append(data.images.data_ptr() + rows * data.images.stride(0))
+    owners = np.repeat(np.arange(len(second)), second.counts)
+    return len(np.unique(owners[np.isin(places[1], places[0])]))

@@ -1,11 +1,13 @@
 """Checkpoints: one safetensors file of tensors with a JSON record in its header, replaced atomically.
 
 No pickle is read or written. A save goes to a temporary name, is synced, then renamed, so a reader finds the old file
-or the new one, and a failed save leaves the old one.
+or the new one, and a failed save leaves the old one. The header holds a checksum of all the rest: what has been damaged
+since is refused, not believed.
 """
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -19,7 +21,7 @@ from torch import Tensor, nn
 
 from fewstep.errors import BadInput
 
-KEY = "fewstep"
+KEY, CHECKSUM = "fewstep", "blake2b"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -43,11 +45,12 @@ def write_atomically(path: Path, data: bytes) -> None:
         kept = "the previous one is intact" if path.exists() else "nothing was written"
         cure = "make room" if error.errno in FULL else "look at its folder"
         raise BadInput(f"cannot save {path}: {error.strerror or error}; {kept}. To go on, {cure}") from error
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    with contextlib.suppress(OSError):  # Windows opens no folder; the file is there all the same
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
@@ -58,23 +61,37 @@ def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], record: Mapping[s
     """
     # Tied weights share memory, which the format refuses, and channels-last ones are not contiguous: copy them all.
     plain = {n: t.detach().cpu().clone(memory_format=torch.contiguous_format) for n, t in tensors.items()}
-    write_atomically(path, serialise(plain, metadata={KEY: json.dumps(record)}))
+    text = json.dumps(record)
+    write_atomically(path, serialise(plain, metadata={KEY: text, CHECKSUM: _checksum(plain, text)}))
+
+
+def _checksum(tensors: Mapping[str, Tensor], record: str) -> str:
+    """Of the record's text, and of the name, type, shape and bytes of every tensor."""
+    sum_ = hashlib.blake2b(record.encode(), digest_size=32)
+    for name, tensor in sorted(tensors.items()):
+        sum_.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        sum_.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return sum_.hexdigest()
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors and the record of a checkpoint.
 
     Raises:
-        BadInput: no such file, a truncated or unreadable one, or a safetensors file of something else.
+        BadInput: no such file, a truncated, unreadable or damaged one, or a safetensors file of something else.
     """
     if not path.is_file():
         raise BadInput(f"no checkpoint at {path}")
     try:
         with safe_open(path, framework="pt") as file:
-            record = (file.metadata() or {}).get(KEY)
-            if record is None:
+            header = file.metadata() or {}
+            if KEY not in header:
                 raise BadInput(f"{path} is a safetensors file, but not a checkpoint of fewstep")
-            return {name: file.get_tensor(name) for name in file.keys()}, json.loads(record)  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        # Where there is nothing but the record, it is of before there were checksums.
+        if header.keys() != {KEY} and header.get(CHECKSUM) != _checksum(tensors, header[KEY]):
+            raise BadInput(f"{path} is damaged: its checksum is not that of what was saved")
+        return tensors, json.loads(header[KEY])
     except (SafetensorError, OSError, json.JSONDecodeError) as error:
         raise BadInput(f"{path} is not a readable checkpoint ({error}); it is truncated or of another kind") from error
 

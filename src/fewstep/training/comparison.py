@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from fewstep.errors import BadInput
-from fewstep.training.evaluation import mean_and_interval
+from fewstep.training.interval import mean_and_interval, plain
 
 PerTask = Sequence[float]
 
@@ -63,13 +63,14 @@ class Row:
     best: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        record: dict[str, Any] = plain(asdict(self))
+        return record
 
 
 def compare(entries: Sequence[Entry], metric: str = "accuracy") -> list[Row]:
     """The table, a row for each entry; differences are to the first.
 
-        value = mean_t m_t,   m_t = mean_s v_{s,t},   interval95 = 1.96 · std_t(m_t) / √T
+        value = mean_t m_t,   m_t = mean_s v_{s,t},   interval95 = t · std_t(m_t) / √T,   t of Student for T − 1
         spread = std_s(mean_t v_{s,t})
         difference = mean_t d_t,  d_t = mean_s (v_{s,t} − first_{s,t}) over the seeds that both have
 
@@ -105,7 +106,7 @@ def _row(entry: Entry, first: Entry | None, metric: str, best: float) -> Row:
         metric=metric,
         value=value,
         interval95=interval,
-        spread=_spread([math.fsum(values) / len(values) for values in entry.per_task.values()]),
+        spread=_spread([mean_and_interval(values)[0] for values in entry.per_task.values()]),
         difference=difference[0],
         difference_interval95=difference[1],
         paired_seeds=tuple(paired),
@@ -117,7 +118,7 @@ def _row(entry: Entry, first: Entry | None, metric: str, best: float) -> Row:
 
 
 def _over_seeds(per_task: Mapping[int, PerTask]) -> list[float]:
-    """The mean over seeds of each task."""
+    """The mean over seeds of each task; NaN, which means leave out, where it diverged under one of them."""
     return [math.fsum(values) / len(values) for values in zip(*per_task.values(), strict=True)]
 
 

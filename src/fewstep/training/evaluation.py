@@ -1,10 +1,9 @@
 """Evaluation on fixed tasks: accuracy with its interval over tasks, after every number of inner steps."""
 
-import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,7 +12,10 @@ from torch.utils._pytree import tree_map
 from fewstep.errors import BadInput
 from fewstep.metalearning.inner_loop import Meta
 from fewstep.metalearning.learner import Learner
+from fewstep.tasks.batch import TaskBatch
 from fewstep.tasks.source import TaskFunction, Tasks
+from fewstep.training.drawing import check_labels, drawn
+from fewstep.training.interval import mean_and_interval, plain
 
 CHUNK = 8  # tasks drawn, and under `vectorized` adapted, at a time
 
@@ -25,14 +27,16 @@ class Score:
     Arguments:
         metric: `accuracy` (fraction of queries) or, for real targets, `loss`.
         value: its mean over tasks after the last inner step.
-        interval95: half-width of the 95 % interval over tasks, 1.96 · std / √count.
+        interval95: half-width of the 95 % interval over tasks, t · std / √count by Student's t; infinite for one task.
         per_task: the value of each task, in the order of task indices.
         by_step: its mean after 0, 1, … inner steps; entry 0 is the model without adaptation.
-        chance: accuracy of a guess, 1 / ways; None for real targets.
+        chance: accuracy of a guess, mean over tasks of 1 / (classes in the support set); None for real targets.
         statistics: what batch norms normalised queries by; `batch` is transductive.
         per_query: mean where each query is normalised by the support set, alone; None where that is `value` itself.
         per_query_interval95: its half-width.
         count, steps, members, seconds: tasks, inner steps, models whose logits were averaged, wall time.
+        diverged: tasks whose adaptation gave outputs that are not finite. Each counts by the accuracy of a guess; with
+            real targets it is NaN in `per_task` and left out of means.
 
     Example:
         >>> score = Score("loss", 0.5, 0.1, (0.4, 0.6), (2.0, 0.5), None, "batch", None, None, 2, 1, 1, 0.1)
@@ -53,6 +57,7 @@ class Score:
     steps: int
     members: int
     seconds: float
+    diverged: int = 0
 
     @property
     def accuracy(self) -> float:
@@ -67,25 +72,14 @@ class Score:
         return self.value if self.metric == "accuracy" else -self.value
 
     def __str__(self) -> str:
-        if self.metric == "accuracy":
-            return f"{self.value:.2%} ± {self.interval95:.2%}"
-        return f"loss {self.value:.4f} ± {self.interval95:.4f}"
+        shown = "{:.2%} ± {:.2%}" if self.metric == "accuracy" else "loss {:.4f} ± {:.4f}"
+        diverged = f" ({self.diverged} of {self.count} tasks diverged)" if self.diverged else ""
+        return shown.format(self.value, self.interval95) + diverged
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-def mean_and_interval(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and half-width of its 95 % interval, 1.96 · std / √n with the unbiased std.
-
-    Example:
-        >>> mean_and_interval([0.0, 1.0, 0.0, 1.0])[0]
-        0.5
-    """
-    n = len(values)
-    mean = math.fsum(values) / n
-    variance = math.fsum((v - mean) ** 2 for v in values) / (n - 1) if n > 1 else 0.0
-    return mean, 1.96 * math.sqrt(variance / n)
+        """All of it; what is not finite becomes None."""
+        record: dict[str, Any] = plain(asdict(self))
+        return record
 
 
 def evaluate(
@@ -104,7 +98,7 @@ def evaluate(
 ) -> Score:
     """Adapt to each of `count` fixed tasks and judge the queries; the learner stays as it is, bit for bit.
 
-        value = mean over tasks,   interval95 = 1.96 · std over tasks / √count
+        value = mean over tasks,   interval95 = t · std over tasks / √count,   t of Student for count − 1
 
     Arguments:
         learner: what to evaluate. tasks: a `Tasks`, or one of its functions.
@@ -118,7 +112,8 @@ def evaluate(
         per_query: also judge with queries normalised by the support set, where `statistics` is not that already.
 
     Raises:
-        BadInput: no tasks, an unknown split or policy, labels the model has no output for, values that are not finite.
+        BadInput: no tasks, another number of them than asked for, an unknown split or policy, support or query labels
+            the model has no output for, data that are not finite, or that adapting to every single task diverged.
 
     Source: the protocol of Finn, Abbeel, Levine, arXiv 1703.03400: 600 tasks, interval over tasks.
 
@@ -133,70 +128,143 @@ def evaluate(
     started = time.perf_counter()
     if count < 1:
         raise BadInput(f"count is {count}; evaluate on at least one task")
-    statistics = statistics or learner.method.norm.statistics
-    steps = learner.steps(steps)
-    function = tasks.split(split) if isinstance(tasks, Tasks) else tasks
-    alone = per_query and statistics == "batch" and learner.has_batch_norm
-    metas = list(members or [learner.frozen()])
-    values: list[list[float]] = []
-    chance = None
-    chunk = min(CHUNK, learner.micro_batch or CHUNK)
-    for start in range(first, first + count, chunk):
-        batch = function(range(start, min(start + chunk, first + count)))
-        learner.check(tree_map(lambda t: t[0], batch.support_x), batch.support_y)
-        batch = batch.to(learner.device)
-        outputs = [learner.query_outputs(batch, steps, statistics, meta, every_step, alone) for meta in metas]
-        output = torch.stack(outputs).mean(0) if len(outputs) > 1 else outputs[0]
-        if not output.isfinite().all():
-            batch.check_finite()
+    protocol = _Protocol.of(learner, tasks, split, steps, statistics, members, every_step, per_query)
+    numbers = range(first, first + count)
+    return protocol.score(numbers, protocol.measure(numbers, watch), started)
+
+
+class _Judged(NamedTuple):
+    """What was found of each task: (tasks, passes), (tasks,), (tasks,); in float64, as ranks add it up.
+
+    A pass is the queries answered once: after each inner step, or only the last; then, where asked for, each alone.
+    """
+
+    values: Tensor
+    diverged: Tensor
+    chance: Tensor
+
+
+@dataclass(frozen=True)
+class _Protocol:
+    """How each task is adapted to and judged, see `evaluate`; `alone`: with a pass of queries each alone."""
+
+    learner: Learner
+    function: TaskFunction
+    name: str
+    metas: Sequence[Meta]
+    statistics: str
+    steps: int
+    every_step: bool
+    alone: bool
+
+    @staticmethod
+    def of(
+        learner: Learner,
+        tasks: Tasks | TaskFunction,
+        split: str,
+        steps: int | None = None,
+        statistics: str | None = None,
+        members: Sequence[Meta] | None = None,
+        every_step: bool = False,
+        per_query: bool = False,
+    ) -> "_Protocol":
+        """With the learner's own choices for what is None."""
+        function, name = (tasks.split(split), split) if isinstance(tasks, Tasks) else (tasks, "task")
+        statistics = statistics or learner.method.norm.statistics
+        alone = per_query and statistics == "batch" and learner.has_batch_norm
+        metas = list(members or [learner.frozen()])
+        return _Protocol(learner, function, name, metas, statistics, learner.steps(steps), every_step, alone)
+
+    def measure(self, numbers: range, watch: Callable[[int], None] | None = None) -> _Judged:
+        """Each of the tasks, some at a time."""
+        learner = self.learner
+        found: tuple[list[Any], ...] = ([], [], [])  # numbers, so that no tensor stays behind
+        chunk = min(CHUNK, learner.micro_batch or CHUNK)
+        for start in range(0, len(numbers), chunk):
+            batch = drawn(self.function, numbers[start : start + chunk], self.name)
+            check_labels(learner, batch)
+            batch = batch.to(learner.device)
+            each = [
+                learner.query_outputs(batch, self.steps, self.statistics, meta, self.every_step, self.alone)
+                for meta in self.metas
+            ]
+            judged = _judge(learner, torch.stack(each).mean(0) if len(each) > 1 else each[0], batch)
+            for every, some in zip(found, judged, strict=True):
+                every.extend(some.tolist())
+            if watch:
+                watch(start + len(batch))
+        return _Judged(*(torch.tensor(every, dtype=torch.float64) for every in found))
+
+    def score(self, numbers: range, judged: _Judged, started: float) -> Score:
+        """The measurement.
+
+        Raises:
+            BadInput: every task diverged.
+        """
+        if judged.diverged.all():
             raise BadInput(
-                f"adapting to tasks {start} to {start + len(batch) - 1} diverged: outputs are not finite. "
+                f"adapting to tasks {numbers[0]} to {numbers[-1]} diverged: outputs are not finite. "
                 "Use a lower inner rate, fewer inner steps, or another checkpoint"
             )
-        values.extend(_judge(learner, output, batch.query_y).tolist())
-        if watch:
-            watch(start - first + len(batch))
-        if not batch.query_y.is_floating_point():
-            chance = 1 / (int(batch.support_y.max()) + 1)
-    if alone:
-        single, single_interval = mean_and_interval([v.pop() for v in values])
-    last = [v[-1] for v in values]
-    mean, interval = mean_and_interval(last)
-    return Score(
-        metric="loss" if chance is None else "accuracy",
-        value=mean,
-        interval95=interval,
-        per_task=tuple(last),
-        by_step=tuple(math.fsum(v[i] for v in values) / count for i in range(len(values[0]))),
-        chance=chance,
-        statistics=statistics,
-        per_query=single if alone else None,
-        per_query_interval95=single_interval if alone else None,
-        count=count,
-        steps=steps,
-        members=len(metas),
-        seconds=time.perf_counter() - started,
-    )
+        adapted, alone = (judged.values[:, :-1], judged.values[:, -1]) if self.alone else (judged.values, None)
+        per_task, real = adapted[:, -1].tolist(), bool(judged.chance.isnan().any())
+        value, interval = mean_and_interval(per_task)
+        per_query = (None, None) if alone is None else mean_and_interval(alone.tolist())
+        return Score(
+            metric="loss" if real else "accuracy",
+            value=value,
+            interval95=interval,
+            per_task=tuple(per_task),
+            by_step=_by_step(adapted),
+            chance=None if real else judged.chance.mean().item(),
+            statistics=self.statistics,
+            per_query=per_query[0],
+            per_query_interval95=per_query[1],
+            count=len(numbers),
+            steps=self.steps,
+            members=len(self.metas),
+            seconds=time.perf_counter() - started,
+            diverged=int(judged.diverged.sum()),
+        )
+
+
+def _by_step(adapted: Tensor) -> tuple[float, ...]:
+    """The mean after each inner step, over the tasks that did not diverge by the last."""
+    kept = adapted[~adapted[:, -1].isnan()]
+    return tuple(mean_and_interval(values)[0] for values in kept.T.tolist())
 
 
 def validate(learner: Learner, tasks: Tasks, count: int) -> Score:
     """The score on validation tasks after the last inner step, each of the learner's ranks having done its part."""
-    ranks = learner.ranks
-    part = ranks.part(count) or range(1)  # a rank without tasks does one that does not count
-    score = ranks.together(lambda: evaluate(
-        learner, tasks, len(part), split="validation", first=part.start, every_step=False, per_query=False
-    ))  # fmt: skip
-    values = torch.zeros(count, dtype=torch.float64)
-    if ranks.part(count):
-        values[part.start : part.stop] = torch.tensor(score.per_task, dtype=torch.float64)
-    per_task = ranks.sum(values).tolist()
-    value, interval = mean_and_interval(per_task)
-    return replace(score, value=value, interval95=interval, per_task=tuple(per_task), by_step=(value,), count=count)
+    started, ranks = time.perf_counter(), learner.ranks
+    part = ranks.part(count)
+    protocol = _Protocol.of(learner, tasks, "validation")
+    own = ranks.together(lambda: protocol.measure(part or range(1)))  # without tasks it does one that does not count
+
+    def pooled(found: Tensor) -> Tensor:
+        every = found.new_zeros(count, *found.shape[1:])
+        every[part.start : part.stop] = found[: len(part)]
+        return ranks.sum(every)
+
+    return protocol.score(range(count), tree_map(pooled, own), started)
 
 
-def _judge(learner: Learner, outputs: Tensor, targets: Tensor) -> Tensor:
-    """Accuracy, or loss for real targets, of each task and pass: (B, passes)."""
-    if not targets.is_floating_point():
-        return (outputs.argmax(3) == targets[:, None]).double().flatten(2).mean(-1)
-    losses = [[learner.loss(passed, target) for passed in task] for task, target in zip(outputs, targets, strict=True)]
-    return torch.stack([torch.stack(row) for row in losses]).double()
+def _judge(learner: Learner, outputs: Tensor, batch: TaskBatch) -> _Judged:
+    """Accuracy, or loss for real targets, of each task and pass; that of a guess, or NaN, where one is not finite.
+
+    Raises:
+        BadInput: the data are not finite.
+    """
+    targets, finite = batch.query_y, outputs.isfinite().flatten(2).all(2)
+    if targets.is_floating_point():
+        pairs = zip(outputs, targets, strict=True)
+        values = torch.stack([torch.stack([learner.loss(o, target) for o in task]) for task, target in pairs]).double()
+        finite &= values.isfinite()
+        guess = torch.full((len(batch),), torch.nan, dtype=torch.float64)
+    else:
+        values = (outputs.argmax(3) == targets[:, None]).double().flatten(2).mean(-1)
+        guess = torch.tensor([1 / labels.unique().numel() for labels in batch.support_y], dtype=torch.float64)
+    if not finite.all():
+        batch.check_finite()
+    values, finite = values.cpu(), finite.cpu()
+    return _Judged(torch.where(finite, values, guess[:, None]), (~finite).any(1).double(), guess)

@@ -1,8 +1,9 @@
 """What outer steps gave, kept on the device until somebody reads it: reading waits for the device."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -36,10 +37,12 @@ class Ledger:
     Arguments:
         learner: what is trained. iterations: outer steps in an epoch.
         drawn: the meta-batch of an outer step, drawn anew to look for the reason.
+        sums: those of the training record in the making.
     """
 
-    def __init__(self, learner: Learner, iterations: int, drawn: Callable[[int], TaskBatch]):
+    def __init__(self, learner: Learner, iterations: int, drawn: Callable[[int], TaskBatch], sums: Sums | None = None):
         self.learner, self.iterations, self.drawn = learner, iterations, drawn
+        self.sums = sums or Sums()
         self.at_once = waits(learner.device)
         self._rows: list[tuple[int, Tensor]] = []  # step; loss, accuracy, then 1.0 for each tensor that is finite
         self._names: list[str] = []
@@ -49,7 +52,7 @@ class Ledger:
         return {} if self.at_once else {n: t.clone() for n, t in self.learner.state_dict().items()}
 
     @torch.no_grad()
-    def note(self, step: int, result: MetaGradient, targets: Tensor, sums: Sums) -> None:
+    def note(self, step: int, result: MetaGradient, targets: Tensor) -> None:
         """Enter an outer step, before it is applied.
 
         Raises:
@@ -61,15 +64,15 @@ class Ledger:
         row = torch.stack([result.loss.double(), accuracy(result.query_logits, targets)])
         self._rows.append((step, torch.cat([row, finite.double()])))
         if self.at_once:
-            self.read(sums)
+            self.read()
 
-    def read(self, sums: Sums) -> None:
+    def read(self) -> None:
         """Add what was entered to the sums.
 
         Raises:
             BadInput: a step that is not finite.
         """
-        rows, self._rows = self._rows, []
+        rows, self._rows, sums = self._rows, [], self.sums
         for (step, _), row in zip(rows, torch.stack([r for _, r in rows]).tolist() if rows else [], strict=True):
             loss, correct, *finite = row
             if not all(finite):
@@ -78,6 +81,15 @@ class Ledger:
             sums.loss += loss
             sums.accuracy += correct
         self._good = self._state()
+
+    def close(self, tasks: int) -> dict[str, Any]:
+        """What a record says of the steps since the last one, of so many tasks each; the next sums begin."""
+        sums, self.sums = self.sums, Sums()
+        return {
+            "loss": sums.loss / sums.steps,
+            "accuracy": None if math.isnan(sums.accuracy) else sums.accuracy / sums.steps,  # None: of real targets
+            "tasks_per_second": sums.steps * tasks / max(sums.seconds, 1e-9),
+        }
 
     @torch.no_grad()
     def _stop(self, step: int, name: str) -> NoReturn:

@@ -9,12 +9,14 @@ score.json           what `fewstep evaluate` measured last
 """
 
 import json
+import math
 import os
 import platform
 import shlex
 import sys
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,8 @@ from fewstep.metalearning.inner_loop import Meta
 from fewstep.metalearning.learner import Learner
 from fewstep.training.alone import LOCK
 from fewstep.training.checkpoint import load_checkpoint, restore_module, without_prefix, write_atomically
+
+NOT_COMPARED = ("loss", "model")  # where a run of before they were recorded lacks them
 
 
 def environment(device: str, processes: int = 1) -> dict[str, Any]:
@@ -125,7 +129,9 @@ class Run:
 
     def require(self, config: dict[str, Any]) -> None:
         """Raise BadInput unless the run was made with this configuration."""
-        other = [f"{path} is {old} there, {new} now" for path, new, old in differing(config, self.config)]
+        there = self.config
+        now = {key: value for key, value in config.items() if key in there or key not in NOT_COMPARED}
+        other = [f"{path} is {old} there, {new} now" for path, new, old in differing(now, there)]
         if other:
             more = f"; and {len(other) - 4} more" if len(other) > 4 else ""
             raise BadInput(
@@ -165,10 +171,14 @@ class Run:
         except OSError as error:
             raise BadInput(f"cannot write {self.directory}/metrics.jsonl: {error.strerror}") from error
 
-    def rewind(self, step: int) -> None:
-        """Drop the records after an outer step: those of work that a crash lost and that is about to be redone."""
+    def rewind(self, step: int, validated: bool = True) -> None:
+        """Drop the records after an outer step, and its validation unless that stays: what a crash lost is redone."""
         path = self.directory / "metrics.jsonl"
-        kept = "".join(json.dumps(r) + "\n" for r in self.metrics() if r["step"] <= step).encode()
+
+        def stays(record: dict[str, Any]) -> bool:
+            return record["step"] < step or (record["step"] == step and (validated or record["kind"] != "validation"))
+
+        kept = "".join(json.dumps(r) + "\n" for r in filter(stays, self.metrics())).encode()
         if path.is_file() and path.read_bytes() != kept:
             write_atomically(path, kept)
 
@@ -191,12 +201,17 @@ class Run:
 
     @property
     def finished(self) -> bool:
+        """Whether its last step is done, and its last epoch validated."""
         state = self.state() if self.last.is_file() else {"step": 0, "total": 1}
-        return state["step"] == state["total"]
+        return bool(state["step"] == state["total"] and state.get("validated", True))
 
     def best(self) -> list[tuple[int, float]]:
-        """(epoch, validation value) of the kept epochs, best first."""
-        return [(int(epoch), float(value)) for epoch, value in self.state()["best"]]
+        """(epoch, validation value as recorded) of the kept epochs, best first; NaN where the record is gone."""
+        values = {r["epoch"]: r["value"] for r in self.metrics() if r["kind"] == "validation"}
+        return [(epoch, float(values.get(epoch, math.nan))) for epoch in self._best_epochs()]
+
+    def _best_epochs(self) -> list[int]:
+        return [int(epoch) for epoch, _ in self.state()["best"]] if self.last.is_file() else []
 
     def epoch_path(self, epoch: int) -> Path:
         return self.directory / "checkpoints" / f"epoch-{epoch:04d}.safetensors"
@@ -208,20 +223,21 @@ class Run:
             BadInput: the run has no validated epoch yet, or the learner is another model.
         """
         if epoch is None:
-            if not self.last.is_file() or not self.best():
+            best = self._best_epochs()
+            if not best:
                 raise BadInput(f"{self.directory} has no validated epoch yet; run its training command again")
-            epoch = self.best()[0][0]
+            epoch = best[0]
         path = self.epoch_path(epoch)
         restore_module(learner, without_prefix("learner.", load_checkpoint(path)[0]), path)
         return learner
 
     def ensemble(self, learner: Learner, size: int) -> list[Meta]:
         """The `size` best validation epochs, as members for `evaluate`; leaves the best one in the learner."""
-        return [self.load(learner, epoch).frozen() for epoch, _ in reversed(self.best()[:size])][::-1]
+        return [self.load(learner, epoch).frozen() for epoch in reversed(self._best_epochs()[:size])][::-1]
 
 
 def differing(new: Any, old: Any, path: str = "") -> list[tuple[str, Any, Any]]:
-    """What two JSON records differ in: (dotted path, in the new one, in the old one).
+    """What two JSON records differ in: (dotted path, in the new one, in the old one); of texts the first such line.
 
     Example:
         >>> differing({"a": {"b": 1}, "c": 2}, {"a": {"b": 3}, "c": 2})
@@ -229,4 +245,7 @@ def differing(new: Any, old: Any, path: str = "") -> list[tuple[str, Any, Any]]:
     """
     if isinstance(new, dict) and isinstance(old, dict):
         return [d for key in {**new, **old} for d in differing(new.get(key), old.get(key), f"{path}.{key}".strip("."))]
+    if isinstance(new, str) and isinstance(old, str):
+        lines = zip_longest(new.splitlines(), old.splitlines(), fillvalue="")
+        return [(path, a.strip(), b.strip()) for a, b in lines if a != b][:1]
     return [] if new == old else [(path, new, old)]
