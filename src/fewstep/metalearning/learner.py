@@ -229,8 +229,7 @@ class Learner(nn.Module):
             BadInput: an unknown policy; a model that is no function; one that was changed where the learner cannot
                 follow.
         """
-        if statistics not in get_args(StatisticsPolicy):
-            raise unknown("statistics", statistics, get_args(StatisticsPolicy))
+        check_policy(statistics)
         self._check_unchanged(statistics)
         if not self._forward.proven:
             self._forward = proven(self._forward, meta.model, x)
@@ -297,19 +296,19 @@ class Learner(nn.Module):
         meta = self._fixed().with_learned(learned)
         return usable(meta) if next(iter(learned.values())).is_inference() else meta
 
-    @torch.no_grad()
-    def check(self, x: Any, labels: Tensor) -> None:
-        """Raise BadInput where labels (of any shape) do not fit the model's output for one task's inputs.
+    def _check_labels(self, inner: InnerLoop, meta: Meta, x: Any, *labels: Tensor) -> None:
+        """Raise BadInput where labels do not fit the model's output for inputs like those of one task.
 
         What a whole number means is known of cross-entropy alone. Labels are looked at on the CPU only: elsewhere
         looking would wait for the device.
         """
-        if not self._entropy or labels.is_floating_point() or labels.device.type != "cpu" or not labels.numel():
+        whole = [y for y in labels if not y.is_floating_point() and y.device.type == "cpu"]
+        if not self._entropy or not whole:
             return
-        lowest, highest = map(int, labels.aminmax())
+        lowest, highest = min(int(y.min()) for y in whole), max(int(y.max()) for y in whole)
         if lowest < 0:
             raise BadInput(f"a label is {lowest}; labels count from 0")
-        ways = self._ways(tree_map(lambda t: t.to(self.device), x))
+        ways = self._ways(inner, meta, x)
         if highest >= ways:
             raise BadInput(
                 f"tasks have labels up to {highest}, but the model has {ways} outputs: "
@@ -325,25 +324,23 @@ class Learner(nn.Module):
         whole = not (y.is_floating_point() or y.is_complex() or y.dtype == torch.bool)
         return y.long() if self._entropy and whole else y
 
-    def _ways(self, x: Any) -> int:
-        """Outputs of the model for inputs like these; looked up once a shape."""
-        shape = tree_map(lambda t: t.shape, x if isinstance(x, tuple) else (x,))
-        self._check_unchanged()
-        widths = self._forward.widths
-        if shape not in widths:
-            with own_modes(next(self.model.parameters()), False):
-                meta = self.frozen()
-                inner = self._inner_loop(x, meta, "batch")
-                widths = inner.forward.widths
-                output = inner.forward(meta.model, x, inner.setting, keys=(0,)).output
-                if not isinstance(output, Tensor) or output.dim() < 2:
-                    what = tuple(output.shape) if isinstance(output, Tensor) else f"a {type(output).__name__}"
-                    raise BadInput(
-                        f"cross-entropy needs the model's output as (examples, ways), and it is {what}: return the "
-                        "logits, or take a loss of your own"
-                    )
-                widths[shape] = output.shape[1]
-        return widths[shape]
+    @torch.no_grad()
+    def _ways(self, inner: InnerLoop, meta: Meta, x: Any) -> int:
+        """Outputs of the model; looked up once a shape."""
+        shapes = tuple(leaf.shape[1:] for leaf in (x if isinstance(x, tuple) else (x,)))
+        widths = inner.forward.widths
+        if shapes not in widths:
+            setting = inner.forward.setting(training=False)
+            facts(inner.forward, setting, meta.model, x)
+            output = inner.forward(meta.model, x, setting, keys=(0,)).output
+            if not isinstance(output, Tensor) or output.dim() < 2:
+                what = tuple(output.shape) if isinstance(output, Tensor) else f"a {type(output).__name__}"
+                raise BadInput(
+                    f"cross-entropy needs the model's output as (examples, ways), and it is {what}: return the logits, "
+                    "or take a loss of your own"
+                )
+            widths[shapes] = output.shape[1]
+        return widths[shapes]
 
     # --- training ----------------------------------------------------------------------------------------------------
 
@@ -351,7 +348,7 @@ class Learner(nn.Module):
         """Meta-loss, query output and meta-gradient of a meta-batch; changes nothing.
 
         Arguments:
-            batch: B tasks. progress: fraction of the training done, for the method's schedules.
+            batch: B tasks, on any device. progress: fraction of the training done, for the method's schedules.
             strategy: overrides the learner's.
 
         Raises:
@@ -368,13 +365,14 @@ class Learner(nn.Module):
 
     def work(self, batch: TaskBatch, progress: float = 0.0) -> Work:
         """The meta-gradient of a meta-batch, before it is taken."""
-        method, batch = self.method, batch.usable()
+        method, given, batch = self.method, batch, batch.usable().to(self.device)
         first = tree_map(lambda t: t[0], batch.support_x)
         weights = method.step_weights(progress, method.steps)
         plan = Plan(method.order(progress), [weight or None for weight in weights])
         policy = "batch" if method.norm.statistics == "running" else method.norm.statistics
-        inner = self._inner_loop(first, self._meta(), policy, training=True, sharp=True)
-        self.check(first, batch.support_y)
+        meta = self._meta()
+        inner = self._inner_loop(first, meta, policy, training=True, sharp=True)
+        self._check_labels(inner, meta, first, given.support_y, given.query_y)
         learned: Parameters = dict(self.meta_parameters())
         learned = usable(learned) if next(iter(learned.values())).is_inference() else learned
         batch = replace(batch, support_y=self._labels(batch.support_y), query_y=self._labels(batch.query_y))
@@ -418,7 +416,7 @@ class Learner(nn.Module):
         with own_modes(next(self.model.parameters()), False, self.precision):
             support_x, support_y, meta = usable(support_x), usable(support_y), self.frozen()
             inner = self._inner_loop(support_x, meta, statistics, sharp=sharp)
-            self.check(support_x, support_y)
+            self._check_labels(inner, meta, support_x, support_y)
             task = Task(support_x, self._labels(support_y), None, None, self._keys(inner, 1))  # type: ignore[arg-type]
             *_, last = inner.adapt(meta, task, self.steps(steps), ClosedForm())
             given = inner.query_statistics(meta, last, task)
@@ -444,13 +442,21 @@ class Learner(nn.Module):
         """
         statistics = statistics or self.method.norm.statistics
         with own_modes(next(self.model.parameters()), False, self.precision):
-            batch, meta = batch.usable(), start or self.frozen()
+            given, batch, meta = batch, batch.usable().to(self.device), start or self.frozen()
             meta = usable(meta) if next(iter(meta.model.values())).is_inference() else meta
-            inner = self._inner_loop(tree_map(lambda t: t[0], batch.support_x), meta, statistics)
+            first = tree_map(lambda t: t[0], batch.support_x)
+            inner = self._inner_loop(first, meta, statistics)
+            self._check_labels(inner, meta, first, given.support_y, given.query_y)
             fixed, keys = Fixed(meta.model, meta.running), self._keys(inner, len(batch))
             batch = replace(batch, support_y=self._labels(batch.support_y))
             work = Work(inner, Plan("first", ()), {}, fixed, batch, keys)
             return self.execution.by_strategy(work, Answers(meta, self.steps(steps), every_step, alone))
+
+
+def check_policy(statistics: str) -> None:
+    """Raise BadInput for a statistics policy that there is not."""
+    if statistics not in get_args(StatisticsPolicy):
+        raise unknown("statistics", statistics, get_args(StatisticsPolicy))
 
 
 def check_finite(support_x: Any, fast: Parameters, given: MomentsByNorm | None) -> None:

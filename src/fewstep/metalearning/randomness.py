@@ -56,8 +56,13 @@ class TaskRandomness(TorchDispatchMode):
 
     def __init__(self, keys: Keys, number: int, device: torch.device):
         super().__init__()
-        self.generators = [torch.Generator(device).manual_seed(int(bits(key, number))) for key in keys]
+        self.keys, self.number, self.device = keys, number, device
         self.drawn = False
+
+    @functools.cached_property
+    def generators(self) -> list[torch.Generator]:
+        """One for each key, made at the first draw."""
+        return [torch.Generator(self.device).manual_seed(int(bits(key, self.number))) for key in self.keys]
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple = (), kwargs: Mapping[str, Any] | None = None
@@ -71,6 +76,8 @@ class TaskRandomness(TorchDispatchMode):
                 "it draw without `generator=`, and set torch.manual_seed"
             )
         self.drawn = True
+        if self.device.type == "meta":
+            return func(*args, **kwargs)
         seeded = _seeded(func)
         if len(self.generators) == 1:
             return seeded(*args, **kwargs, generator=self.generators[0])

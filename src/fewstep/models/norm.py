@@ -103,7 +103,7 @@ class ValueNorm:
     def normalised(self, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
         """Batch norm of x by what the statistics say, and pooled where the layer pools."""
         moments = self.given
-        if moments is None and not self.statistics.differentiable:
+        if moments is None and not self._differentiable:
             y, mean, var = normalise(x, weight, bias, eps, self.pool)
             self.tell(mean, var)
             return y
@@ -120,6 +120,10 @@ class ValueNorm:
             return Moments(self.norm.running_mean, self.norm.running_var)  # type: ignore[arg-type]
         return None if self.statistics.given is None else self.statistics.given.get(self.name)
 
+    @property
+    def _differentiable(self) -> bool:
+        return self.statistics.differentiable and torch.is_grad_enabled()
+
     def tell(self, mean: Tensor, var: Tensor) -> None:
         """Say by which moments of its batch the layer has normalised."""
         self.statistics.seen[self.name] = Moments(mean, var)
@@ -127,7 +131,7 @@ class ValueNorm:
     @property
     def fuses(self) -> bool:
         """Whether the layer may be a part of `fused.blocks`, which asks `given` and calls `tell` in its stead."""
-        if not self.pool or self._inside is not None or self.statistics.differentiable:
+        if not self.pool or self._inside is not None or self._differentiable:
             return False
         return self.given is None or not torch.is_grad_enabled()
 

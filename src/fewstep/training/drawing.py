@@ -4,10 +4,8 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
-from torch.utils._pytree import tree_map
 
 from fewstep.errors import BadInput
-from fewstep.metalearning.learner import Learner
 from fewstep.tasks.batch import TaskBatch
 from fewstep.tasks.source import TaskFunction
 
@@ -29,13 +27,6 @@ def drawn(function: TaskFunction, numbers: range, name: str) -> TaskBatch:
             (len(batch), "task"), (len(numbers), "number")))  # fmt: skip
         raise BadInput(f"the {name} function gave {tasks} for {wanted}; it must give a task for each")
     return batch
-
-
-def check_labels(learner: Learner, batch: TaskBatch) -> None:
-    """Raise BadInput where support or query labels do not fit the model's output."""
-    first = tree_map(lambda t: t[0], batch.support_x)
-    for labels in (batch.support_y, batch.query_y):
-        learner.check(first, labels)
 
 
 class Ahead:

@@ -11,10 +11,10 @@ from torch.utils._pytree import tree_map
 
 from fewstep.errors import BadInput
 from fewstep.metalearning.inner_loop import Meta
-from fewstep.metalearning.learner import Learner
+from fewstep.metalearning.learner import Learner, check_policy
 from fewstep.tasks.batch import TaskBatch
 from fewstep.tasks.source import TaskFunction, Tasks
-from fewstep.training.drawing import check_labels, drawn
+from fewstep.training.drawing import drawn
 from fewstep.training.interval import mean_and_interval, plain
 
 CHUNK = 8  # tasks drawn, and under `vectorized` adapted, at a time
@@ -171,6 +171,7 @@ class _Protocol:
         """With the learner's own choices for what is None."""
         function, name = (tasks.split(split), split) if isinstance(tasks, Tasks) else (tasks, "task")
         statistics = statistics or learner.method.norm.statistics
+        check_policy(statistics)
         alone = per_query and statistics == "batch" and learner.has_batch_norm
         metas = list(members or [learner.frozen()])
         return _Protocol(learner, function, name, metas, statistics, learner.steps(steps), every_step, alone)
@@ -182,8 +183,6 @@ class _Protocol:
         chunk = min(CHUNK, learner.micro_batch or CHUNK)
         for start in range(0, len(numbers), chunk):
             batch = drawn(self.function, numbers[start : start + chunk], self.name)
-            check_labels(learner, batch)
-            batch = batch.to(learner.device)
             each = [
                 learner.query_outputs(batch, self.steps, self.statistics, meta, self.every_step, self.alone)
                 for meta in self.metas

@@ -25,7 +25,7 @@ from fewstep.training.checkpoint import (
     without_prefix,
 )
 from fewstep.training.clock import Clock
-from fewstep.training.drawing import Ahead, check_labels, drawn
+from fewstep.training.drawing import Ahead, drawn
 from fewstep.training.evaluation import validate
 from fewstep.training.identity import identity
 from fewstep.training.interrupt import Interrupted, Stop, stopping
@@ -172,8 +172,6 @@ class _Training:
         while not state.done:
             if state.validated:
                 batch = batches(state.step)
-                check_labels(learner, batch)
-                batch = batch.to(learner.device)
                 result = learner.meta_gradient(batch, state.progress)
                 ledger.note(state.step, result, batch.query_y)
                 rate = outer.rate(state.progress)
