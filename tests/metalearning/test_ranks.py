@@ -48,11 +48,9 @@ class Restless(torch.nn.Linear):
 
     def __init__(self):
         super().__init__(4, 3, dtype=torch.float64)
-        self.register_buffer("calls", torch.zeros(()))
 
     def forward(self, x):
-        self.calls += 1
-        return super().forward(x)
+        return super().forward(x) if x.sum().item() < 1e9 else x  # no value can be told under vmap
 
 
 def fallen_back(ranks):

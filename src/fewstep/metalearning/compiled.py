@@ -71,8 +71,7 @@ def compiled(work: Work, together: bool) -> Result:
             buffers; more variants of one learner than torch keeps, which are eight.
     """
     batch, setting = work.batch, work.inner.setting
-    known = work.inner.forward.facts.get(setting.training, NOTHING)
-    if known != NOTHING or work.inner.forward.itself:
+    if work.inner.forward.known(setting) != NOTHING or work.inner.forward.itself:
         raise CannotCompile(
             "a model that has attention, draws random numbers as dropout does, or moves tensors or attributes in its "
             "passes cannot be compiled"

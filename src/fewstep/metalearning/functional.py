@@ -231,6 +231,10 @@ class Functional:
     def __deepcopy__(self, memo: dict[int, Any]) -> "Functional":
         return Functional(copy.deepcopy(self.model, memo), self.itself, self.lasting)
 
+    def known(self, setting: Setting) -> Facts:
+        """What is known of passes in these modes; nothing of tensors without data."""
+        return self.facts.get(setting.training, NOTHING)
+
     @property
     def free_norms(self) -> frozenset[str]:
         """See `Facts.norms`, of all modes."""
@@ -323,7 +327,7 @@ class Functional:
         differentiable: bool = False,
     ) -> Seen:
         """The same in a body that one has."""
-        facts = self.facts.get(setting.training, NOTHING)
+        facts = self.known(setting)
         now = Statistics(given, setting.frozen, differentiable, own=setting.own)
         inputs = x if isinstance(x, tuple) else (x,)
         if facts.moves:  # a pass writes to copies; buffers follow the task, so under vmap each task has its own

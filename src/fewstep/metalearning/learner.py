@@ -279,7 +279,7 @@ class Learner(nn.Module):
 
     def _keys(self, inner: InnerLoop, count: int) -> Keys:
         """Keys of the random numbers of tasks, from torch's global generator; none for a model that draws none."""
-        if not inner.forward.facts[inner.setting.training].draws:
+        if not inner.forward.known(inner.setting).draws:
             return ()
         return keys_of(int(torch.randint(2**62, ())), range(count))
 

@@ -215,8 +215,7 @@ class Transformed:
 
 def moved_by_task(work: Work, model: Parameters) -> Parameters:
     """What passes move, once for each task, so that under vmap each moves its own."""
-    known = work.inner.forward.facts.get(work.inner.setting.training)
-    names = [name for name in known.moves if name in model] if known else []
+    names = [name for name in work.inner.forward.known(work.inner.setting).moves if name in model]
     return {name: model[name].expand(len(work.batch), *model[name].shape) for name in names}
 
 

@@ -28,7 +28,7 @@ def recompute(work: Work) -> Result:
     Raises:
         BadInput: a model through whose moved buffers gradients flow from step to step.
     """
-    if work.inner.forward.facts[work.inner.setting.training].through:
+    if work.inner.forward.known(work.inner.setting).through:
         raise BadInput(
             "the model's passes move a buffer through which gradients flow from one inner step to the next, which "
             "recompute would cut: take strategy loop, or write to the buffer under torch.no_grad"
