@@ -44,7 +44,7 @@ def meta_gradient(name, case, ranks):
 
 
 class Restless(torch.nn.Linear):
-    """Writes to a buffer, which vmap cannot take."""
+    """Asks for a value, which vmap cannot tell."""
 
     def __init__(self):
         super().__init__(4, 3, dtype=torch.float64)
