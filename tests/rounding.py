@@ -1,10 +1,17 @@
 """How far float32 meta-gradients are from float64's, and how far those of a plain loop over torch's layers are."""
 
+import contextlib
+import copy
+from unittest.mock import patch
+
 import torch
 from torch.func import functional_call
 from torch.nn import functional as F
 
 import fewstep
+from fewstep.models import Conv4, native, norm
+from fewstep.models.convolution import Conv2d
+from fewstep.models.norm import exchange
 
 KINDS = ("drawings", "photographs", "noise")
 
@@ -41,7 +48,7 @@ class Plain:
         self.model, self.margin = model, float("inf")
 
     def __call__(self, p, x):
-        return (self.conv4 if isinstance(self.model, fewstep.models.Conv4) else self.resnet12)(p, x)
+        return (self.conv4 if isinstance(self.model, Conv4) else self.resnet12)(p, x)
 
     def conv4(self, p, x):
         for i, block in enumerate(self.model.blocks):
@@ -110,5 +117,49 @@ def errors(model, tasks, gradients, steps=2, rate=0.1):
 
 
 def own(model, task, steps=2, rate=0.1):
-    """The model's own meta-gradient, by a plain loop."""
-    return maml(lambda p, x: functional_call(model, p, (x,)), dict(model.named_parameters()), task, steps, rate)
+    """The model's own meta-gradient, by a plain loop, its norms as a pass of fewstep has them."""
+    copied = copy.deepcopy(model)
+    exchange(copied)
+    parameters = dict(model.named_parameters())
+    return maml(lambda p, x: functional_call(copied, p, (x,)), parameters, task, steps, rate)
+
+
+def side_by_side(model, task, steps=2, rate=0.1):
+    """The same of two equal tasks under vmap."""
+    copied, parameters = copy.deepcopy(model), {name: p.detach() for name, p in model.named_parameters()}
+    exchange(copied)
+
+    def loss(p, x, y):
+        return F.cross_entropy(functional_call(copied, p, (x,)), y)
+
+    def adapted(p, support_x, support_y, query_x, query_y):
+        fast = p
+        for _ in range(steps):
+            gradients = torch.func.grad(loss)(fast, support_x, support_y)
+            fast = {name: fast[name] - rate * gradients[name] for name in fast}
+        return loss(fast, query_x, query_y)
+
+    twice = [torch.stack((t, t)) for t in task]
+    gradients = torch.func.vmap(torch.func.grad(adapted), (None, 0, 0, 0, 0))(parameters, *twice)
+    return torch.cat([g[0].flatten() for g in gradients.values()])
+
+
+@contextlib.contextmanager
+def without_kernels():
+    """Torch's operators alone, as on a machine without a compiler."""
+    with patch.object(native, "_library", lambda: None):
+        yield
+
+
+@contextlib.contextmanager
+def plain_layers():
+    """Torch's own layers in a model of ours, for a method that a plain loop has no lines for."""
+
+    def normalise(x, weight, bias, eps, pool=False):
+        y = F.batch_norm(x, None, None, weight, bias, training=True, eps=eps)
+        var, mean = torch.var_mean(x.detach(), [d for d in range(x.dim()) if d != 1], correction=0)
+        return F.max_pool2d(y, 2) if pool else y, mean, var
+
+    convolution = patch.object(Conv2d, "forward", torch.nn.Conv2d.forward)
+    with without_kernels(), patch.object(norm, "normalise", normalise), convolution:
+        yield

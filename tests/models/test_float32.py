@@ -1,0 +1,145 @@
+"""Meta-gradients in float32 are as near to float64's as those of a plain loop over torch's layers, on every path."""
+
+import statistics
+
+import pytest
+import torch
+from rounding import KINDS, double, errors, own, plain_layers, side_by_side, task, without_kernels
+
+import fewstep
+from fewstep.models import Conv4, ResNet12
+from fewstep.models.batch_norm import batch_statistics, normalise
+
+LAST = torch.channels_last
+MODELS = {
+    "conv4": lambda: Conv4(5, filters=16, image_size=20, blocks=3),
+    "strides": lambda: Conv4(5, filters=16, image_size=20, blocks=3, downsample="stride"),
+    "resnet12": lambda: ResNet12(5, 1, 20, (16, 16)),
+}
+
+
+def kernels(gradient):
+    return gradient
+
+
+def operators(gradient):
+    def without(*given):
+        with without_kernels():
+            return gradient(*given)
+
+    return without
+
+
+PATHS = {
+    f"{by.__name__}, {gradient.__name__}": by(gradient)
+    for by in (kernels, operators)
+    for gradient in (own, side_by_side)
+}
+
+
+def hold(found, medians, worst):
+    """Errors and margins: rows of (plain, ours), in the median and, where no choice was near another, in the worst."""
+    plain = statistics.median(errors[0] for errors, _ in found)
+    for i, path in enumerate(PATHS, 1):
+        assert statistics.median(errors[i] for errors, _ in found) <= medians * plain, path
+        for seed, (errors, margin) in enumerate(found):
+            assert margin < 1e-5 or errors[i] <= worst * max(errors[0], plain), (path, seed)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_second_order_is_as_exact_as_a_plain_loops(kind, name):
+    found = []
+    for seed in range(3):
+        torch.manual_seed(seed)
+        found.append(errors(MODELS[name](), task(kind, seed, size=20), PATHS.values()))
+    hold(found, 4, 10)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [20, 28, 42])
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_second_order_is_as_exact_as_a_plain_loops_over_many_tasks(kind, name, size):
+    found = []
+    for seed in range(8):
+        torch.manual_seed(seed)
+        large = {"image_size": size, "ways": 5}
+        model = (
+            ResNet12(channels=1, widths=(16, 32), **large)
+            if name == "resnet12"
+            else Conv4(filters=32, downsample="stride" if name == "strides" else "max_pool", **large)
+        )
+        found.append(errors(model, task(kind, seed, size=size), PATHS.values(), steps=2))
+    hold(found, 3, 10)
+
+
+def preset_errors(name, kind, seed, strategies=("loop", "vectorized")):
+    """Relative errors of torch's layers in a loop, then those of ours by every strategy, with kernels and without."""
+    method = fewstep.preset(name)
+    method = method.replace(steps=min(method.steps, 3))
+    x, y, query_x, query_y = (t[None] for t in task(kind, seed, size=20))
+
+    def gradient(strategy, dtype=torch.float32):
+        torch.manual_seed(seed)
+        learner = fewstep.Learner(Conv4(5, filters=16, image_size=20, blocks=2).to(dtype), method, strategy=strategy)
+        found = learner.meta_gradient(fewstep.TaskBatch(x.to(dtype), y, query_x.to(dtype), query_y), 0.9).gradients
+        return torch.cat([g.flatten().double() for _, g in sorted(found.items())])
+
+    exact = gradient("loop", torch.float64)
+    with plain_layers():
+        found = [gradient("loop")]
+    found += [gradient(strategy) for strategy in strategies]
+    with without_kernels():
+        found += [gradient(strategy) for strategy in strategies]
+    return [float((g - exact).norm() / exact.norm()) for g in found]
+
+
+def hold_presets(found, medians):
+    plain, *ours = map(statistics.median, zip(*found, strict=True))
+    assert all(error <= medians * plain + 1e-6 for error in ours), (plain, ours)
+
+
+@pytest.mark.parametrize("name", ["maml++", "sharp-maml-both"])
+def test_presets_on_drawings_are_as_exact_as_over_torchs_layers(name):
+    hold_presets([preset_errors(name, "drawings", seed) for seed in range(3)], 4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", fewstep.preset_names())
+@pytest.mark.parametrize("kind", KINDS)
+def test_presets_are_as_exact_as_over_torchs_layers(kind, name):
+    hold_presets([preset_errors(name, kind, seed) for seed in range(9)], 3)
+
+
+# --- what the errors are made of --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(5, 64, 28, 28), (75, 16, 28, 28), (7, 16, 13, 11), (3000, 16)], ids=str)
+def test_moments_of_a_flat_background_keep_their_digits(shape):
+    """Torch adds maps with the channels last up in float32: the mean was off by 1e-4 standard deviations, and more."""
+    torch.manual_seed(0)
+    x = 1 + 0.3 * torch.randn(shape)
+    x[: len(x) * 3 // 4] = 0.7
+    x = x.contiguous(memory_format=LAST) if len(shape) == 4 else x
+    exact_mean, exact_var = batch_statistics(x.double())
+    with torch.no_grad():
+        _, mean, var = normalise(x, None, None, 0.0)
+    assert ((mean - exact_mean).abs() / exact_var.sqrt()).max() < 5e-6
+    assert (var / exact_var - 1).abs().max() < 5e-6
+
+
+@pytest.mark.parametrize("pool", [True, False])
+def test_sums_over_a_flat_background_keep_their_digits(pool):
+    torch.manual_seed(0)
+    x, a = (torch.randn(20, 16, 28, 28).contiguous(memory_format=LAST) for _ in range(2))
+    a[:15] = 0.7
+    a = (a[..., ::2, ::2] if pool else a).contiguous(memory_format=LAST)
+
+    def gradients(x, a):
+        weight = x.new_ones(16).requires_grad_()
+        bias = x.new_zeros(16).requires_grad_()
+        return torch.autograd.grad(normalise(x, weight, bias, 1e-5, pool)[0], (weight, bias), a)
+
+    for mine, exact in zip(gradients(x, a), gradients(*double((x, a))), strict=True):
+        assert (mine - exact).norm() < 2e-6 * exact.norm()
