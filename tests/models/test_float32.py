@@ -39,11 +39,11 @@ PATHS = {
 
 def hold(found, medians, worst):
     """Errors and margins: rows of (plain, ours), in the median and, where no choice was near another, in the worst."""
-    plain = statistics.median(errors[0] for errors, _ in found)
+    plain = statistics.median(each[0] for each, _ in found)
     for i, path in enumerate(PATHS, 1):
-        assert statistics.median(errors[i] for errors, _ in found) <= medians * plain, path
-        for seed, (errors, margin) in enumerate(found):
-            assert margin < 1e-5 or errors[i] <= worst * max(errors[0], plain), (path, seed)
+        assert statistics.median(each[i] for each, _ in found) <= medians * plain, path
+        for seed, (each, margin) in enumerate(found):
+            assert margin < 1e-5 or each[i] <= worst * max(each[0], plain), (path, seed)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -23,7 +23,7 @@ def normalise(
     Torch's own second derivative takes some twenty passes over the maps; this one writes two maps. Every derivative
     agrees with torch's, and under vmap each task keeps its own statistics.
 
-    Args:
+    Arguments:
         x: (N, C, *).
         weight: γ (C,); None for ones.
         bias: β (C,); None for zeros.
@@ -68,7 +68,7 @@ def apply_statistics(
 
         y = γ (x − μ) / √(σ² + ε) + β
 
-    Args:
+    Arguments:
         x: (N, C, *).
         mean, var: μ and σ² (C,).
         weight, bias: γ and β (C,); None for ones and zeros.
@@ -92,7 +92,7 @@ def batch_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
 
         μ = mean(x),  σ² = mean((x − μ)²),  over all dimensions but the second
 
-    Args:
+    Arguments:
         x: (N, C, *).
 
     Returns:

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from fewstep.models import native
+
 
 class _Positional(inspect.Signature):
     """The signature of a function that is called with positional arguments alone: there is nothing to bind."""
@@ -56,7 +58,7 @@ class Channelwise(Quick):
 def fold(tensor: Tensor, dim: int | None, tasks: int) -> Tensor:
     """Put the task dimension into the channels: (N, C, *) of T tasks -> (N, T·C, *), and (C,) -> (T·C,).
 
-    Args:
+    Arguments:
         tensor: maps or a vector of channels, with a task dimension.
         dim: where the task dimension is; None if all tasks share the tensor.
         tasks: T.
@@ -121,7 +123,9 @@ def _flat(x: Tensor) -> Tensor:
 
 def _index(at: Tensor, x: Tensor) -> Tensor:
     """Where the positions are in the memory of x: one index into a flat tensor is several times faster than four."""
-    first = _planes(x.shape[:2], x.stride()[:2], x.device)
+    # A tensor that a mode has made is not for others, nor one of others for the mode.
+    planes = _planes if native.no_mode() else _planes.__wrapped__
+    first = planes(x.shape[:2], x.stride()[:2], x.device)
     return torch.add(first, at, alpha=x.stride(3)).contiguous(memory_format=layout(x))
 
 

@@ -20,7 +20,7 @@ def max_pool(x: Tensor) -> Tensor:
     Which pixel is the largest is all the derivatives need, so the map is not kept. The second derivative of torch's own
     also adds a map of zeros, and in the other memory layout, which slows whatever receives the sum.
 
-    Args:
+    Arguments:
         x: maps (N, C, H, W) with H and W of at least two; a last odd row or column is dropped.
 
     Returns:

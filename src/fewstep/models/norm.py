@@ -5,7 +5,7 @@ batch norm has another `forward`, `ValueNorm`, which normalises by what its `Sta
 saw. The layer stays what it was: its class, hooks, parameters and parametrizations.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -121,10 +121,10 @@ class ValueNorm:
 
     @property
     def fuses(self) -> bool:
-        """Whether the layer may be a part of `fused.blocks`, which asks `given` and calls `tell` in its stead."""
-        if not self.pool or self._inside is not None or self.statistics.differentiable:
+        """Whether the layer may be a part of `block.fused`: see `values_of`."""
+        if not self.pool or self._inside is not None:
             return False
-        return self.given is None or not torch.is_grad_enabled()
+        return not torch.is_grad_enabled() or (self.given is None and not self.statistics.differentiable)
 
 
 class _Inside(TorchFunctionMode):
@@ -170,9 +170,32 @@ def exchange(model: nn.Module) -> dict[str, ValueNorm]:
     return norms
 
 
-def value_norm(norm: nn.Module) -> ValueNorm | None:
-    """The `ValueNorm` that a layer was given; a pooled norm outside of any pass has one that sees its batch."""
-    own = norm.__dict__.get("forward")
-    if own is None and type(norm) is PooledBatchNorm and not norm.track_running_stats:
-        return ValueNorm(norm, "")
+def values_of(layers: Sequence[nn.Module]) -> list[ValueNorm] | None:
+    """The `ValueNorm` of each layer, where one function may do for all what they do; else None.
+
+    A pooled norm outside of any pass has one that sees its batch. The function asks `given` and calls `tell` for them.
+    """
+    found = [_value_norm(layer) for layer in layers]
+    norms = [norm for norm in found if norm is not None and norm.fuses]
+    if len(norms) < len(layers) or not unhooked(*layers) or len({norm.given is None for norm in norms}) > 1:
+        return None
+    return norms
+
+
+def _value_norm(layer: nn.Module) -> ValueNorm | None:
+    own = layer.__dict__.get("forward")
+    if own is None and type(layer) is PooledBatchNorm and not layer.track_running_stats:
+        return ValueNorm(layer, "")
     return own if isinstance(own, ValueNorm) else None
+
+
+def unhooked(*layers: nn.Module) -> bool:
+    """Whether a call of each layer is one of the `forward` of its class, or of its `ValueNorm`: without hooks."""
+    return not any(
+        own["_forward_hooks"]
+        or own["_forward_pre_hooks"]
+        or own["_backward_hooks"]
+        or own["_backward_pre_hooks"]
+        or not isinstance(own.get("forward"), ValueNorm | None)
+        for own in (layer.__dict__ for layer in layers)
+    )
