@@ -261,9 +261,7 @@ def _sums(u: Tensor, x: Tensor, centre: Tensor, scale: Tensor) -> tuple[Tensor, 
     u, x = _in_lines(u), _in_lines(x)
     parts = x.shape[1] // len(centre)
     of_each = [centre.repeat(parts), scale.repeat(parts)] if parts > 1 else [centre, scale]
-    _, *sums = aten.native_batch_norm_backward(
-        u, x, of_each[1], None, None, *of_each, True, 0.0, [False, True, True]
-    )
+    _, *sums = aten.native_batch_norm_backward(u, x, of_each[1], None, None, *of_each, True, 0.0, [False, True, True])
     weighted, plain = (t.view(parts, -1).sum(0) for t in sums) if parts > 1 else sums
     return weighted, plain
 

@@ -1,4 +1,4 @@
-"""The block of Conv4 (convolution, batch norm, max-pooling, activation), and blocks one after another as one function."""
+"""The block of Conv4: convolution, batch norm, max-pooling, activation; and several as one function."""
 
 import sys
 from collections.abc import Iterable, Sequence
@@ -14,7 +14,7 @@ from torch.nn.modules.module import _has_any_global_hook
 from fewstep.models import native
 from fewstep.models.batch_norm import apply_statistics, batch_statistics
 from fewstep.models.convolution import Conv2d, Grouped
-from fewstep.models.norm import Moments, PooledBatchNorm, ValueNorm, unhooked, values_of
+from fewstep.models.norm import Moments, PooledBatchNorm, Values, values_of
 
 
 class Block(nn.Module):
@@ -41,36 +41,33 @@ def through(blocks: Iterable[nn.Module], x: Tensor) -> Tensor:
     layers: list[Any] = list(blocks)
     norms = alike(layers)
     filters = [block.conv.weight for block in layers] if norms else []
-    if not norms or not native.takes_blocks(x, filters):
+    if norms is None or not native.takes_blocks(x, filters):
         for block in layers:
             x = block(x)
         return x
     shifts = [block.conv.bias for block in layers]
     weights, biases = [block.norm.weight for block in layers], [block.norm.bias for block in layers]
-    given = [norm.given for norm in norms] if norms[0].given else None
     settings = layers[0].norm.eps, layers[0].negative_slope
-    x, means, variances = fused(x, filters, shifts, weights, biases, *settings, given)  # type: ignore[arg-type]
-    if not given:
-        for norm, *moments in zip(norms, means.unbind(), variances.unbind(), strict=True):
-            norm.tell(*moments)
+    x, means, variances = fused(x, filters, shifts, weights, biases, *settings, norms.given)
+    if norms.given is None:
+        norms.tell(means, variances)
     return x
 
 
-def alike(blocks: Sequence[Any]) -> list[ValueNorm] | None:
+def alike(blocks: Sequence[Any]) -> Values | None:
     """The norms of blocks that are what they were built as, with the same settings and without hooks; else None."""
-    if not blocks or _has_any_global_hook() or not all(type(block) is Block for block in blocks):
+    if not blocks or _has_any_global_hook():
         return None
-    norms = values_of([block.norm for block in blocks])
-    eps, slope = blocks[0].norm.eps, blocks[0].negative_slope
-    same = norms and all(
-        type(block.conv) is Conv2d
-        and block.conv.kernel_size == (3, 3)
-        and block.conv.stride == block.conv.padding == (1, 1)
-        and block.negative_slope == slope
-        and block.norm.eps == eps
-        for block in blocks
-    )
-    return norms if same and unhooked(*blocks, *(block.conv for block in blocks)) else None
+    first = blocks[0]
+    for block in blocks:
+        if type(block) is not Block or block.negative_slope != first.negative_slope or block.norm.eps != first.norm.eps:
+            return None
+        conv = block.conv
+        moves = conv.kernel_size, conv.stride, conv.padding
+        if type(conv) is not Conv2d or moves != ((3, 3), (1, 1), (1, 1)):
+            return None
+    norms = [block.norm for block in blocks]
+    return values_of(norms, [*blocks, *(block.conv for block in blocks)])
 
 
 def fused(
@@ -105,7 +102,8 @@ def fused(
             asked for.
 
     Example:
-        >>> x, filters, none = torch.randn(5, 1, 8, 8), [torch.randn(16, 1, 3, 3), torch.randn(16, 16, 3, 3)], [None] * 2
+        >>> x, none = torch.randn(5, 1, 8, 8), [None, None]
+        >>> filters = [torch.randn(16, 1, 3, 3), torch.randn(16, 16, 3, 3)]
         >>> taken = native.takes_blocks(x, filters)
         >>> (fused(x, filters, none, none, none, 1e-5, 0.01)[0] if taken else x[..., :2, :2]).shape[2:]
         torch.Size([2, 2])

@@ -45,7 +45,7 @@ def cross_entropy_gradients(model: nn.Module, x: Tensor, labels: Tensor) -> Form
 def _of_conv4(model: Conv4, x: Tensor, labels: Tensor) -> Formula | None:
     blocks: Any = model.blocks
     norms = alike(blocks)
-    if not norms or norms[0].given or type(model.head) is not nn.Linear or not unhooked(model, model.head):
+    if norms is None or norms.given or type(model.head) is not nn.Linear or not unhooked(model, model.head):
         return None
     places, ends = range(len(blocks)), ("norm.weight", "norm.bias", "conv.bias", "conv.weight")
     weights, biases, shifts, filters = ([f"blocks.{i}.{end}" for i in places] for end in ends)

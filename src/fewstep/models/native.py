@@ -264,22 +264,8 @@ def blocks(
         moments[: 2 * s.depth] = given
     z = _rows(x, sum(map(s.pixels, range(s.depth))) if keep else s.largest(x.dtype), s)
     corner = _rows(x, sum(map(s.pixels, range(1, s.depth + 1))), s, torch.uint8) if keep else None
-    _call(
-        "blocks",
-        x.dtype,
-        x,
-        vectors,
-        _pointers(filters),
-        eps,
-        slope,
-        given is not None,
-        inner,
-        y,
-        moments,
-        z,
-        corner,
-        *s,
-    )
+    results = inner, y, moments, z, corner
+    _call("blocks", x.dtype, x, vectors, _pointers(filters), eps, slope, given is not None, *results, *s)
     if corner is None:
         z, corner = z[:0], _rows(x, 0, s, torch.uint8)
     return y, inner, moments, z, corner
@@ -384,7 +370,7 @@ def _dense(*tensors: Tensor | None) -> Any:
 
 
 def _last(t: Tensor) -> Tensor:
-    return t.resolve_neg().contiguous(memory_format=torch.channels_last)  # memory may hold −t, known by a bit of t alone
+    return t.resolve_neg().contiguous(memory_format=torch.channels_last)  # the memory of a negative view holds −t
 
 
 def _maps(like: Tensor, n: int, height: int, width: int, channels: int) -> Tensor:

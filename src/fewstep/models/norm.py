@@ -18,6 +18,8 @@ from torch.overrides import TorchFunctionMode
 from fewstep.models.batch_norm import apply_statistics, batch_statistics, normalise
 from fewstep.models.max_pool import max_pool
 
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
 
 class Moments(NamedTuple):
     """Mean and biased variance of each channel."""
@@ -89,6 +91,11 @@ class ValueNorm:
         own = type(norm).forward in (_BatchNorm.forward, nn.SyncBatchNorm.forward, PooledBatchNorm.forward)
         self._inside = None if own else _Inside(self)
 
+    @property
+    def subclassed(self) -> bool:
+        """Whether the layer has a `forward` of its own around torch's batch norm."""
+        return self._inside is not None
+
     def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         if self._inside is None:
             return self.normalised(float32(x), self.norm.weight, self.norm.bias, self.norm.eps)
@@ -118,13 +125,6 @@ class ValueNorm:
     def tell(self, mean: Tensor, var: Tensor) -> None:
         """Say by which moments of its batch the layer has normalised."""
         self.statistics.seen[self.name] = Moments(mean, var)
-
-    @property
-    def fuses(self) -> bool:
-        """Whether the layer may be a part of `block.fused`: see `values_of`."""
-        if not self.pool or self._inside is not None:
-            return False
-        return not torch.is_grad_enabled() or (self.given is None and not self.statistics.differentiable)
 
 
 class _Inside(TorchFunctionMode):
@@ -170,32 +170,46 @@ def exchange(model: nn.Module) -> dict[str, ValueNorm]:
     return norms
 
 
-def values_of(layers: Sequence[nn.Module]) -> list[ValueNorm] | None:
-    """The `ValueNorm` of each layer, where one function may do for all what they do; else None.
+class Values(NamedTuple):
+    """Of norms for which one function normalises: the moments of each to do it by, its batch's own where None."""
 
-    A pooled norm outside of any pass has one that sees its batch. The function asks `given` and calls `tell` for them.
-    """
-    found = [_value_norm(layer) for layer in layers]
-    norms = [norm for norm in found if norm is not None and norm.fuses]
-    if len(norms) < len(layers) or not unhooked(*layers) or len({norm.given is None for norm in norms}) > 1:
+    norms: list[ValueNorm]
+    given: list[Moments] | None
+
+    def tell(self, means: Tensor, variances: Tensor) -> None:
+        """Say by which moments of their batches the norms have normalised, one a row."""
+        for norm, mean, var in zip(self.norms, means.unbind(), variances.unbind(), strict=True):
+            norm.statistics.seen[norm.name] = Moments(mean, var)
+
+
+def values_of(layers: Sequence[nn.Module], others: Sequence[nn.Module] = ()) -> Values | None:
+    """What one function needs to stand for norms that pool and the layers around them, where it may; else None."""
+    norms, given = [], []
+    for layer in layers:
+        norm = _value_norm(layer)
+        if norm is None or not norm.pool or norm.subclassed:
+            return None
+        moments = norm.given
+        if torch.is_grad_enabled() and (moments is not None or norm.statistics.differentiable):
+            return None
+        norms.append(norm)
+        given += [moments] if moments is not None else []
+    if not unhooked(*layers, *others) or 0 < len(given) < len(norms):
         return None
-    return norms
+    return Values(norms, given or None)
 
 
 def _value_norm(layer: nn.Module) -> ValueNorm | None:
     own = layer.__dict__.get("forward")
     if own is None and type(layer) is PooledBatchNorm and not layer.track_running_stats:
-        return ValueNorm(layer, "")
+        return ValueNorm(layer, "")  # outside of any pass
     return own if isinstance(own, ValueNorm) else None
 
 
 def unhooked(*layers: nn.Module) -> bool:
     """Whether a call of each layer is one of the `forward` of its class, or of its `ValueNorm`: without hooks."""
-    return not any(
-        own["_forward_hooks"]
-        or own["_forward_pre_hooks"]
-        or own["_backward_hooks"]
-        or own["_backward_pre_hooks"]
-        or not isinstance(own.get("forward"), ValueNorm | None)
-        for own in (layer.__dict__ for layer in layers)
-    )
+    for layer in layers:
+        own = layer.__dict__
+        if any(map(own.get, HOOKS)) or ("forward" in own and not isinstance(own["forward"], ValueNorm)):
+            return False
+    return True
