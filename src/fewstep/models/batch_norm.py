@@ -57,8 +57,8 @@ def normalise(
     weight = x.new_ones(x.shape[1]) if weight is None else weight
     bias = x.new_zeros(x.shape[1]) if bias is None else bias
     kept, at = _Extremes.apply(x.detach(), weight.detach()) if pool else (None, None)
-    y, mean, rstd = _Normalise.apply(x, weight, bias, kept, at, eps)
-    return y, mean.detach(), (rstd.detach().pow(-2) - eps).clamp(min=0)
+    y, mean, _, var = _Normalise.apply(x, weight, bias, kept, at, eps)
+    return y, mean.detach(), var.detach()
 
 
 def apply_statistics(
@@ -138,23 +138,23 @@ class _Extremes(Channelwise):
 
 
 class _Normalise(Channelwise):
-    """(x, γ, β) -> y, μ, r."""
+    """(x, γ, β) -> y, μ, r, σ²."""
 
     @staticmethod
     def forward(
         x: Tensor, weight: Tensor, bias: Tensor, kept: Tensor | None, _at: Tensor | None, eps: float
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         mean, var = _moments(x)
         rstd = torch.rsqrt(var + eps)
         scale = weight * rstd
         values = x if kept is None else kept
-        return _combine(torch.addcmul(bias, scale, mean, value=-1), (scale, values)).to(x.dtype), mean, rstd
+        return _combine(torch.addcmul(bias, scale, mean, value=-1), (scale, values)).to(x.dtype), mean, rstd, var
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         x, weight, _, kept, at, _ = inputs
         ctx.mark_non_differentiable(*output[1:])
-        ctx.save_for_backward(x, weight, kept, at, *output[1:])
+        ctx.save_for_backward(x, weight, kept, at, *output[1:3])
         ctx.eps = inputs[-1]
 
     @staticmethod
@@ -199,8 +199,7 @@ class _Second(Channelwise):
         u, a = (t.contiguous(memory_format=layout(x)) for t in (u, a))
         values, u_there = (x, u) if kept is None or at is None else (kept, pick(u, at))
         count = x.numel() // x.shape[1]
-        zero, one = torch.zeros_like(mean), torch.ones_like(mean)
-        sums = (d_bias, d_weight, *_sums(u, x, mean, rstd), _sums(u_there, a, zero, one)[0])
+        sums = (d_bias, d_weight, *_sums(u, x, mean, rstd), _products(u_there, a))
         s1, s2, t2, t1, ua = torch.stack(sums).div_(count).unbind()
         q = torch.addcmul(ua, t1, s1, value=-1).addcmul_(t2, s2, value=-1)
         # Coefficients of u, a and x in each result; that of x in ∂/∂a is also that of a in ∂/∂x. Small maps cost less
@@ -249,41 +248,56 @@ def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """As `batch_statistics`, which on a CPU takes ten times as long with channels last."""
     if x.device.type != "cpu":
         return batch_statistics(x)
-    mean, var = (t.view(-1, x.shape[1]) for t in aten.batch_norm_update_stats(_in_lines(x), None, None, 0.0))
-    if len(mean) == 1:
-        return mean[0], var[0]
+    parts, channels = _parts(x), x.shape[1]
+    mean, var = aten.batch_norm_update_stats(_in_lines(x, parts), None, None, 0.0)
+    if parts == 1:
+        return mean, var
+    mean, var = mean.view(parts, channels), var.view(parts, channels)
     whole = mean.mean(0)
-    return whole, var.mean(0).add_((mean - whole).square_().mean(0))
+    return whole, var.add_(mean.sub_(whole).square_()).mean(0)
 
 
 def _sums(u: Tensor, x: Tensor, centre: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
     """Σ u (x − centre) scale and Σ u of each channel, in one pass that writes no map."""
-    u, x = _in_lines(u), _in_lines(x)
-    parts = x.shape[1] // len(centre)
-    of_each = [centre.repeat(parts), scale.repeat(parts)] if parts > 1 else [centre, scale]
-    _, *sums = aten.native_batch_norm_backward(u, x, of_each[1], None, None, *of_each, True, 0.0, [False, True, True])
-    weighted, plain = (t.view(parts, -1).sum(0) for t in sums) if parts > 1 else sums
+    parts, channels = _parts(x), x.shape[1]
+    if parts == 1:
+        return _native_sums(u, x, centre, scale)
+    sums = _native_sums(_in_lines(u, parts), _in_lines(x, parts), centre.repeat(parts), scale.repeat(parts))
+    weighted, plain = (t.view(parts, channels).sum(0) for t in sums)
     return weighted, plain
 
 
-def _in_lines(x: Tensor) -> Tensor:
-    """x (N, C, *) for an operator that adds up each channel, as (lines, parts · C) where it would lose digits.
+def _products(u: Tensor, a: Tensor) -> Tensor:
+    """Σ u a of each channel."""
+    parts, channels = _parts(a), a.shape[1]
+    zeros, ones = (torch.full((parts * channels,), v, dtype=a.dtype, device=a.device) for v in (0, 1))
+    sums = _native_sums(_in_lines(u, parts), _in_lines(a, parts), zeros, ones)[0]
+    return sums.view(parts, channels).sum(0) if parts > 1 else sums
 
-    With the channels last torch adds pixel after pixel in the type of the maps: a thousand equal ones, as drawings have
-    on their background, are then off by a thousand half units in the last place, each in the same direction. Sums of
-    parts, added up once more, are off by the length of a part.
+
+def _native_sums(u: Tensor, x: Tensor, centre: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    return aten.native_batch_norm_backward(u, x, scale, None, None, centre, scale, True, 0.0, [False, True, True])[1:]
+
+
+def _parts(x: Tensor) -> int:
+    """Into how many parts the pixels of maps fall, that torch shall add up each by itself and then together.
+
+    With the channels last it adds pixel after pixel in the type of the maps: a thousand equal ones, as drawings have on
+    their background, are then off by a thousand half units in the last place, each in the same direction.
     """
-    last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
-    if x.device.type != "cpu" or not (last or x.dim() == 2):
-        return x
-    pixels = x.numel() // x.shape[1]
-    return (x.permute(0, 2, 3, 1) if last else x).reshape(_lines(pixels), -1)
+    last = x.is_contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x.dim() == 2 and x.is_contiguous()
+    return _parts_of(x.numel() // x.shape[1]) if last and x.device.type == "cpu" else 1
 
 
 @lru_cache
-def _lines(pixels: int) -> int:
-    """How many lines of equal length pixels make, and no more than are added up one after another: 64."""
-    return next(lines for lines in range(64, 0, -1) if pixels % lines == 0)
+def _parts_of(pixels: int) -> int:
+    return next(pixels // lines for lines in range(128, 0, -1) if pixels % lines == 0)
+
+
+def _in_lines(x: Tensor, parts: int) -> Tensor:
+    """Dense maps with the channels last as (pixels / parts, parts · C): a column is a channel of one part."""
+    wide = parts * x.shape[1]
+    return x if parts == 1 else x.as_strided((x.numel() // wide, wide), (wide, 1))
 
 
 def _combine(constant: Tensor, *terms: tuple[Tensor, Tensor]) -> Tensor:
