@@ -8,7 +8,7 @@ from rounding import KINDS, double, errors, own, plain_layers, side_by_side, tas
 
 import fewstep
 from fewstep.models import Conv4, ResNet12
-from fewstep.models.batch_norm import batch_statistics, normalise
+from fewstep.models.batch_norm import apply_statistics, batch_statistics, normalise
 
 LAST = torch.channels_last
 MODELS = {
@@ -143,3 +143,18 @@ def test_sums_over_a_flat_background_keep_their_digits(pool):
 
     for mine, exact in zip(gradients(x, a), gradients(*double((x, a))), strict=True):
         assert (mine - exact).norm() < 2e-6 * exact.norm()
+
+
+def test_given_statistics_with_large_means_keep_their_digits():
+    """Of the output, and of the gradient of the variance, where Σ a x and μ Σ a would cancel."""
+    torch.manual_seed(0)
+    x, a = 1000 + torch.randn(20, 16, 8, 8), torch.randn(20, 16, 8, 8)
+    mean, var = (t.clone() for t in batch_statistics(x))
+
+    def results(x, a, mean, var):
+        leaf = var.detach().requires_grad_()
+        y = apply_statistics(x, mean, leaf, torch.ones_like(mean), torch.zeros_like(mean), 1e-5)
+        return y.detach(), *torch.autograd.grad(y, leaf, a)
+
+    for mine, exact in zip(results(x, a, mean, var), results(*double((x, a, mean, var))), strict=True):
+        assert (mine - exact).norm() < 1e-5 * exact.norm()

@@ -64,39 +64,22 @@ def normalise(
 def apply_statistics(
     x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> Tensor:
-    """Batch norm of x by given statistics: affine in x, differentiable in every argument.
+    """Batch norm of x (N, C, *) by given statistics: affine in x, differentiable in every argument.
 
-        y = γ (x − μ) / √(σ² + ε) + β
-
-    Arguments:
-        x: (N, C, *).
-        mean, var: μ and σ² (C,).
-        weight, bias: γ and β (C,); None for ones and zeros.
-        eps: ε.
-
-    Returns:
-        y (N, C, *).
+        y = γ (x − μ) / √(σ² + ε) + β,  γ of ones and β of zeros where None
 
     Example:
         >>> apply_statistics(torch.ones(1, 1), torch.zeros(1), torch.ones(1), None, None, eps=0.0)
         tensor([[1.]])
     """
     scale = torch.rsqrt(var + eps)
-    scale = scale if weight is None else scale * weight
-    shift = -mean * scale if bias is None else bias - mean * scale
-    return torch.addcmul(_channels(shift, x), _channels(scale, x), x)
+    scale = _channels(scale if weight is None else scale * weight, x)
+    centred = x - _channels(mean, x)  # in γ r x + (β − γ r μ) the first digits of large means cancel, in dσ² as well
+    return centred * scale if bias is None else torch.addcmul(_channels(bias, x), scale, centred)
 
 
 def batch_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance of each channel, differentiable in x.
-
-        μ = mean(x),  σ² = mean((x − μ)²),  over all dimensions but the second
-
-    Arguments:
-        x: (N, C, *).
-
-    Returns:
-        μ (C,), σ² (C,).
+    """Mean and biased variance of each channel of x (N, C, *), differentiable in x.
 
     Example:
         >>> batch_statistics(torch.tensor([[1.0], [3.0]]))
@@ -199,7 +182,7 @@ class _Second(Channelwise):
         u, a = (t.contiguous(memory_format=layout(x)) for t in (u, a))
         values, u_there = (x, u) if kept is None or at is None else (kept, pick(u, at))
         count = x.numel() // x.shape[1]
-        sums = (d_bias, d_weight, *_sums(u, x, mean, rstd), _products(u_there, a))
+        sums = (d_bias, d_weight, *_sums(u, x, mean, rstd), _products(u_there, a, mean))
         s1, s2, t2, t1, ua = torch.stack(sums).div_(count).unbind()
         q = torch.addcmul(ua, t1, s1, value=-1).addcmul_(t2, s2, value=-1)
         # Coefficients of u, a and x in each result; that of x in ∂/∂a is also that of a in ∂/∂x. Small maps cost less
@@ -267,10 +250,10 @@ def _sums(u: Tensor, x: Tensor, centre: Tensor, scale: Tensor) -> tuple[Tensor, 
     return weighted, plain
 
 
-def _products(u: Tensor, a: Tensor) -> Tensor:
+def _products(u: Tensor, a: Tensor, like: Tensor) -> Tensor:
     """Σ u a of each channel."""
     parts, channels = _parts(a), a.shape[1]
-    zeros, ones = (torch.full((parts * channels,), v, dtype=a.dtype, device=a.device) for v in (0, 1))
+    zeros, ones = like.new_zeros(parts * channels), like.new_ones(parts * channels)
     sums = _native_sums(_in_lines(u, parts), _in_lines(a, parts), zeros, ones)[0]
     return sums.view(parts, channels).sum(0) if parts > 1 else sums
 

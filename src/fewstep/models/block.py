@@ -70,27 +70,20 @@ def alike(blocks: Sequence[Any]) -> Values | None:
     return values_of(norms, [*blocks, *(block.conv for block in blocks)])
 
 
+Vectors = Sequence[Tensor | None]
+
+
 def fused(
-    x: Tensor,
-    filters: Sequence[Tensor],
-    shifts: Sequence[Tensor | None],
-    weights: Sequence[Tensor | None],
-    biases: Sequence[Tensor | None],
-    eps: float,
-    slope: float,
+    x: Tensor, filters: Sequence[Tensor], shifts: Vectors, weights: Vectors, biases: Vectors, eps: float, slope: float,
     given: Sequence[Moments] | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """h_B of h_i = LeakyReLU(max-pool(norm(W_i ∗ h_{i−1} + b_i))), h_0 = x, where `native.takes_blocks`.
 
-    One call for what takes a dozen operators a block otherwise.
-
     Arguments:
-        x: (N, C, H, W).
-        filters: W_i (F, C, 3, 3), then (F, F, 3, 3).
+        x: (N, C, H, W). filters: W_i (F, C, 3, 3), then (F, F, 3, 3).
         shifts: b_i (F,) or None. Their gradient is zero: batch norm takes away what they add.
         weights, biases: γ_i and β_i (F,) of the norms; None for ones and zeros.
-        eps: ε, added to the variances.
-        slope: of the activation below zero.
+        eps: ε, added to the variances. slope: of the activation below zero.
         given: means and variances (F,) to normalise by, under `torch.no_grad` alone; the batch's own where None.
 
     Returns:
@@ -98,8 +91,7 @@ def fused(
         carry no gradient.
 
     Raises:
-        ValueError: a vector of another length or type, too few or too many; given statistics where derivatives may be
-            asked for.
+        ValueError: a vector of another length or type, too few or too many; given statistics in grad mode.
 
     Example:
         >>> x, none = torch.randn(5, 1, 8, 8), [None, None]
@@ -122,19 +114,13 @@ def fused(
 
 @dataclass(frozen=True)
 class Settings:
-    """ε, the activation's slope below zero, groups of channels; whether to keep what derivatives need, and to compute
-    what goes to x.
-    """
+    """ε, the activation's slope, groups of channels; whether to keep what derivatives need, to compute those of x."""
 
     eps: float
     slope: float
     groups: int = 1
     keep: bool = True
     of_x: bool = False
-
-
-def _since(place: int) -> range:
-    return range(place, sys.maxsize)
 
 
 # With z_i = W_i ∗ h_{i−1}, the gradients a_i of h_i and the cotangents u of the first gradient:
@@ -151,7 +137,7 @@ def _since(place: int) -> range:
 class _Blocks(Grouped):
     """(x, vectors, statistics, W_i) -> h_B, the other h_i and what derivatives need."""
 
-    filters_in = _since(3)
+    filters_in = range(3, sys.maxsize)
 
     @staticmethod
     def forward(x: Tensor, vectors: Tensor, given: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
@@ -180,7 +166,7 @@ class _Blocks(Grouped):
 class _First(Grouped):
     """(a_B, a_i, x, vectors, h_i, W_i) -> dx, their gradient, dW_i; and the whole gradient of h_i."""
 
-    filters_in, filters_out = _since(8), _since(3)
+    filters_in, filters_out = range(8, sys.maxsize), range(3, sys.maxsize)
 
     @staticmethod
     def forward(*inputs: Any) -> tuple[Tensor | None, ...]:
@@ -209,7 +195,7 @@ class _First(Grouped):
 class _Second(Grouped):
     """(u_x, u_vectors, u_W_i) -> their pull-back to (a_B, a_i, x, vectors, h_i, W_i)."""
 
-    filters_in, filters_out = _since(12), _since(5)
+    filters_in, filters_out = range(12, sys.maxsize), range(5, sys.maxsize)
 
     @staticmethod
     def forward(u_x: Any, u_vectors: Any, a: Tensor, _: Any, *rest: Any) -> tuple[Tensor | None, ...]:
@@ -265,9 +251,10 @@ def _plain_first(
     d_vectors, d_filters = [torch.zeros_like(vectors[0])] * (3 * count), list(filters)
     for i in reversed(range(count)):
         given = maps(inner, i - 1) if i else x
-        point = given, filters[i], vectors[i], vectors[count + i]
-
-        plain = partial(_plain, corner=maps(corner, i), at=at)
+        point, plain = (
+            (given, filters[i], vectors[i], vectors[count + i]),
+            partial(_plain, corner=maps(corner, i), at=at),
+        )
         a, d_filters[i], d_vectors[i], d_vectors[count + i] = torch.func.vjp(plain, *point)[1](a)
         a = a + maps(a_inner, i - 1) if i else a
     return a, torch.stack(d_vectors), *d_filters

@@ -61,22 +61,20 @@ def _of_conv4(model: Conv4, x: Tensor, labels: Tensor) -> Formula | None:
     def gradients(parameters: Mapping[str, Tensor]) -> tuple[Any, ...] | None:
         if there - parameters.keys() or not native.unseen():
             return None
-        of = parameters.get
-        weight: Any = of("head.weight")
-        bias: Any = of("head.bias")
-        own: Any = list(map(of, filters))
+        of: Any = parameters.get
+        own, weight, bias = list(map(of, filters)), of("head.weight"), of("head.bias")
         if not native.fit_classifier(images, labels, own, weight, bias):
             return None
         kinds = [list(map(of, kind)) for kind in (weights, biases, shifts)]
         vectors = native.rows(own[0], *kinds, missing=(1, 0, 0))
-        given = images, labels, vectors, own, weight, bias, eps, slope
-        loss, moments, d_vectors, *d_head, d_filters = native.gradients(*given)
+        loss, moments, d_vectors, *d_head, d_filters = native.gradients(
+            images, labels, vectors, own, weight, bias, eps, slope
+        )
         if math.isnan(loss.item()):
             return None
         found, rows = (*d_vectors.unbind(), *d_filters, *d_head), moments.unbind()
-        seen = zip(rows, rows[len(blocks) :], strict=False)  # means, then variances, then what kernels keep
-        names_of_norms = [f"blocks.{i}.norm" for i in places]
-        return loss, dict(zip(names, found, strict=True)), dict(zip(names_of_norms, seen, strict=False))
+        seen = zip(rows[: len(blocks)], rows[len(blocks) : 2 * len(blocks)], strict=True)  # means, then variances
+        return loss, dict(zip(names, found, strict=True)), {f"blocks.{i}.norm": each for i, each in enumerate(seen)}
 
     return gradients
 

@@ -88,18 +88,14 @@ class ValueNorm:
     def __init__(self, norm: _BatchNorm, name: str):
         self.norm, self.name, self.statistics = norm, name, Statistics()
         self.pool = isinstance(norm, PooledBatchNorm)
+        # A subclass may have a `forward` of its own around torch's batch norm.
         own = type(norm).forward in (_BatchNorm.forward, nn.SyncBatchNorm.forward, PooledBatchNorm.forward)
-        self._inside = None if own else _Inside(self)
-
-    @property
-    def subclassed(self) -> bool:
-        """Whether the layer has a `forward` of its own around torch's batch norm."""
-        return self._inside is not None
+        self.inside = None if own else _Inside(self)
 
     def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        if self._inside is None:
+        if self.inside is None:
             return self.normalised(float32(x), self.norm.weight, self.norm.bias, self.norm.eps)
-        with self._inside:  # a subclass keeps its own forward; torch's batch norm in it is ours
+        with self.inside:
             return type(self.norm).forward(self.norm, float32(x), *args, **kwargs)
 
     def normalised(self, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
@@ -134,13 +130,8 @@ class _Inside(TorchFunctionMode):
         super().__init__()
         self.norm = norm
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func is not F.batch_norm:
-            return func(*args, **kwargs)
-        return self._batch_norm(*args, **kwargs)
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
+        return (self._batch_norm if func is F.batch_norm else func)(*args, **(kwargs or {}))
 
     def _batch_norm(
         self, x: Tensor, running_mean: Any, running_var: Any, weight: Tensor | None = None, bias: Tensor | None = None,
@@ -187,7 +178,7 @@ def values_of(layers: Sequence[nn.Module], others: Sequence[nn.Module] = ()) -> 
     norms, given = [], []
     for layer in layers:
         norm = _value_norm(layer)
-        if norm is None or not norm.pool or norm.subclassed:
+        if norm is None or not norm.pool or norm.inside is not None:
             return None
         moments = norm.given
         if torch.is_grad_enabled() and (moments is not None or norm.statistics.differentiable):
