@@ -104,13 +104,19 @@ def double(tensors):
     return [t.double() if t.is_floating_point() else t for t in tensors]
 
 
+def first(tensor):
+    """A copy with the channels first, by its strides too where there is one channel."""
+    return tensor.clone(memory_format=torch.contiguous_format)
+
+
 def errors(model, tasks, gradients, steps=2, rate=0.1):
     """The relative errors of a task's meta-gradient: of the plain loop, then of each of `gradients`; and the margin.
 
     Arguments:
         gradients: functions of (model, task) to a vector.
     """
-    parameters, plain = dict(model.named_parameters()), Plain(model)
+    # Channels first: with the channels last, as the weights say, torch's own batch norm adds up in float32.
+    parameters, plain = {name: first(p.detach()) for name, p in model.named_parameters()}, Plain(model)
     exact = maml(plain, {name: p.double() for name, p in parameters.items()}, double(tasks), steps, rate)
     found = [maml(plain, parameters, tasks, steps, rate), *(g(model, tasks) for g in gradients)]
     return [float((g.double() - exact).norm() / exact.norm()) for g in found], plain.margin
@@ -153,10 +159,10 @@ def without_kernels():
 
 @contextlib.contextmanager
 def plain_layers():
-    """Torch's own layers in a model of ours, for a method that a plain loop has no lines for."""
+    """Torch's own layers in a model of ours, channels first, for a method that a plain loop has no lines for."""
 
     def normalise(x, weight, bias, eps, pool=False):
-        y = F.batch_norm(x, None, None, weight, bias, training=True, eps=eps)
+        y = F.batch_norm(first(x), None, None, weight, bias, training=True, eps=eps)
         var, mean = torch.var_mean(x.detach(), [d for d in range(x.dim()) if d != 1], correction=0)
         return F.max_pool2d(y, 2) if pool else y, mean, var
 

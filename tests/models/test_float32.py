@@ -23,9 +23,9 @@ def kernels(gradient):
 
 
 def operators(gradient):
-    def without(*given):
+    def without(*given, **settings):
         with without_kernels():
-            return gradient(*given)
+            return gradient(*given, **settings)
 
     return without
 
@@ -43,17 +43,28 @@ def hold(found, medians, worst):
     for i, path in enumerate(PATHS, 1):
         assert statistics.median(each[i] for each, _ in found) <= medians * plain, path
         for seed, (each, margin) in enumerate(found):
-            assert margin < 1e-5 or each[i] <= worst * max(each[0], plain), (path, seed)
+            assert margin < 2e-5 or each[i] <= worst * max(each[0], plain), (path, seed)
 
 
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_second_order_is_as_exact_as_a_plain_loops(kind, name):
     found = []
-    for seed in range(3):
+    for seed in range(5):
         torch.manual_seed(seed)
         found.append(errors(MODELS[name](), task(kind, seed, size=20), PATHS.values()))
     hold(found, 4, 10)
+
+
+def test_five_steps_on_drawings_without_kernels_are_as_exact_as_a_plain_loops():
+    """The gradient was off by a thousandth to a fifth: sums over a flat background had lost their digits."""
+    found = []
+    for seed in range(3):
+        torch.manual_seed(seed)
+        given = Conv4(5), task("drawings", seed, size=28)
+        found.append(errors(*given, [lambda *given: operators(own)(*given, steps=5)], steps=5)[0])
+    plain, ours = map(statistics.median, zip(*found, strict=True))
+    assert ours < 4 * plain
 
 
 @pytest.mark.slow
