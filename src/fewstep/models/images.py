@@ -10,10 +10,6 @@ def image_shape(channels: int, size: int | tuple[int, int], smallest: int, netwo
 
     Raises:
         BadInput: sides below the smallest that the network can halve.
-
-    Example:
-        >>> image_shape(3, 84, 16, "4 blocks")
-        (3, 84, 84)
     """
     height, width = (size, size) if isinstance(size, int) else size
     if min(height, width) < smallest:
