@@ -1,6 +1,7 @@
 """Meta-gradients in float32 are as near to float64's as those of a plain loop over torch's layers, on every path."""
 
 import statistics
+from functools import partial
 
 import pytest
 import torch
@@ -12,9 +13,9 @@ from fewstep.models.batch_norm import apply_statistics, batch_statistics, normal
 
 LAST = torch.channels_last
 MODELS = {
-    "conv4": lambda: Conv4(5, filters=16, image_size=20, blocks=3),
-    "strides": lambda: Conv4(5, filters=16, image_size=20, blocks=3, downsample="stride"),
-    "resnet12": lambda: ResNet12(5, 1, 20, (16, 16)),
+    "conv4": partial(Conv4, 5, filters=16, image_size=20, blocks=3),
+    "strides": partial(Conv4, 5, filters=16, image_size=20, blocks=3, downsample="stride"),
+    "resnet12": partial(ResNet12, 5, 1, image_size=20, widths=(16, 16)),
 }
 
 
@@ -68,20 +69,15 @@ def test_five_steps_on_drawings_without_kernels_are_as_exact_as_a_plain_loops():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", [20, 28, 42])
+@pytest.mark.parametrize("size", [16, 24, 32])
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_second_order_is_as_exact_as_a_plain_loops_over_many_tasks(kind, name, size):
+    """In networks so small that most tasks have no choice near another, which rounding turns into 1e-3 and more."""
     found = []
-    for seed in range(8):
+    for seed in range(12):
         torch.manual_seed(seed)
-        large = {"image_size": size, "ways": 5}
-        model = (
-            ResNet12(channels=1, widths=(16, 32), **large)
-            if name == "resnet12"
-            else Conv4(filters=32, downsample="stride" if name == "strides" else "max_pool", **large)
-        )
-        found.append(errors(model, task(kind, seed, size=size), PATHS.values(), steps=2))
+        found.append(errors(MODELS[name](image_size=size), task(kind, seed, size=size), PATHS.values()))
     hold(found, 3, 10)
 
 
