@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import grad, gradcheck, gradgradcheck
 from torch.nn import functional as F
 
@@ -70,3 +71,19 @@ def test_compiled_second_derivative_equals_eager():
 
     x = torch.randn(2, 2, 4, 4, dtype=torch.float64)
     torch.testing.assert_close(torch.compile(second, backend="aot_eager", fullgraph=True)(x), second(x))
+
+
+def test_a_pass_of_fake_tensors_leaves_nothing_for_later_ones():
+    """Nor is what real ones left of use to it."""
+
+    def gradient(x):
+        leaf = x.detach().requires_grad_()
+        return torch.autograd.grad(max_pool(leaf).square().sum(), leaf)[0]
+
+    for size in (6, 10):
+        x = torch.randn(2, 3, size, size + 2)
+        if size == 10:
+            gradient(x)
+        with FakeTensorMode() as mode:
+            assert gradient(mode.from_tensor(x)).shape == x.shape
+        assert type(gradient(x)) is torch.Tensor

@@ -11,19 +11,18 @@ from problems import conv_learner, images
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import vmap
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import fewstep
 from fewstep.models import Conv4, native
 from fewstep.models.block import Block, through
+from fewstep.models.block import fused as blocks
 from fewstep.models.convolution import Conv2d
-from fewstep.models.fused import blocks
 from fewstep.models.norm import PooledBatchNorm
 
 LAST = torch.channels_last
 EXPECTED = sys.platform == "linux" and platform.machine() == "x86_64"
-compiled = pytest.mark.skipif(
-    not native.takes(torch.zeros(1, 16, 4, 4), torch.zeros(16, 16, 3, 3)), reason="no compiled kernels here"
-)
+compiled = pytest.mark.skipif(not native.there(), reason="no compiled kernels here")
 SHAPES = [  # images, channels, filters, height, width, blocks
     (5, 1, 16, 9, 8, 1),
     (3, 16, 32, 7, 6, 2),
@@ -520,6 +519,42 @@ def test_a_bias_that_does_not_fit_a_convolution_gets_torchs_error(wrong):
     layer = Conv2d(16, 16, 3, padding=1)
     with pytest.raises(RuntimeError):
         torch.func.functional_call(layer, {"bias": wrong}, torch.zeros(2, 16, 4, 4))
+
+
+@compiled
+@pytest.mark.parametrize("channels", [1, 3, 16])
+def test_a_view_with_the_minus_sign_in_a_bit_is_read_with_it(channels):
+    """Its memory holds the other sign; with one channel it lies as the kernels want it, so nothing copies it."""
+    inputs = point(5, channels, 16, 8, 8)
+    turned = [torch._neg_view(-t) for t in inputs]
+    assert turned[0].is_neg()
+    assert_close(derivatives(fused, turned), derivatives(fused, inputs), 0)
+    x, filters, bias = turned[0].contiguous(memory_format=LAST), inputs[1].contiguous(memory_format=LAST), inputs[3]
+    turned = [torch._neg_view(-t) for t in (x, filters, bias)]
+    want = native.convolve([(x, filters)], bias)
+    assert torch.equal(native.convolve([(turned[0], turned[1])], turned[2]), want)
+    assert torch.equal(native.correlate([(turned[0], torch._neg_view(-want))]), native.correlate([(x, want)]))
+
+
+class Watching(TorchDispatchMode):
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        return func(*args, **(kwargs or {}))
+
+
+class Transparent(Watching):
+    transparent = True
+
+
+@compiled
+def test_a_transparent_mode_lets_kernels_be_called():
+    """But not one outside or inside of it that is none."""
+    x, filters = torch.zeros(2, 16, 4, 4), torch.zeros(16, 16, 3, 3)
+    with Transparent():
+        assert native.takes(x, filters)
+        with Watching():
+            assert not native.takes(x, filters)
+    with Watching(), Transparent():
+        assert not native.takes(x, filters)
 
 
 @compiled

@@ -27,6 +27,7 @@ from fewstep.metalearning.attention import ExactAttention
 from fewstep.metalearning.modes import half
 from fewstep.metalearning.randomness import Keys, TaskRandomness
 from fewstep.metalearning.structure import Attribute, Structure, detached_copies, reset
+from fewstep.models import cross_entropy_gradients
 from fewstep.models.norm import FreeNorms, Moments, Statistics, ValueNorm, exchange, float32
 
 Tensors = dict[str, Tensor]
@@ -348,9 +349,8 @@ class Functional:
     ) -> Callable[[Tensors], tuple[Tensors, Tensor, Seen] | None] | None:
         """From parameters to gradients of the mean cross-entropy by name, the loss and what was seen, by formula.
 
-        A model that has a formula has a method `cross_entropy_gradients(x, labels)`, which gives it as a function of
-        the parameters: to the loss, the gradient of every parameter, and mean and variance by name of the norm; or None
-        where it does not hold. It is not asked where tensors are tied or less than half of all numbers is wanted.
+        None for a model that has none (see `fewstep.models.closed_form`), where tensors are tied, and where less than
+        half of all numbers is wanted.
         """
         if self._blank is None or setting.precision == "bf16" or setting.frozen or isinstance(x, tuple):
             return None
@@ -358,12 +358,11 @@ class Functional:
             places = slots(self._blank)
             sizes = {slot.name: slot.empty.numel() for slot in places}
             enough = len(sizes) == len(places) and 2 * sum(sizes[name] for name in names) >= sum(sizes.values())
-            self._formula_for[names] = enough and hasattr(self._blank, "cross_entropy_gradients")
+            self._formula_for[names] = enough
         if not self._formula_for[names]:
             return None
         with self.body() as body:
-            model: Any = body.module
-            formula = model.cross_entropy_gradients(x, labels)
+            formula = cross_entropy_gradients(body.module, x, labels)
         return formula and Formula(formula, names)
 
 

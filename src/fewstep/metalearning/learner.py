@@ -220,7 +220,7 @@ class Learner(nn.Module):
 
     # --- the model as a function -------------------------------------------------------------------------------------
 
-    def _inner_loop(
+    def inner_loop(
         self, x: Any, meta: Meta, statistics: str, training: bool = False, sharp: bool = False
     ) -> InnerLoop:
         """The inner loop under a statistics policy, of a model that is known on inputs like those of one task.
@@ -371,7 +371,7 @@ class Learner(nn.Module):
         plan = Plan(method.order(progress), [weight or None for weight in weights])
         policy = "batch" if method.norm.statistics == "running" else method.norm.statistics
         meta = self._meta()
-        inner = self._inner_loop(first, meta, policy, training=True, sharp=True)
+        inner = self.inner_loop(first, meta, policy, training=True, sharp=True)
         self._check_labels(inner, meta, first, given.support_y, given.query_y)
         learned: Parameters = dict(self.meta_parameters())
         learned = usable(learned) if next(iter(learned.values())).is_inference() else learned
@@ -415,7 +415,7 @@ class Learner(nn.Module):
             statistics = own if own in ("running", "frozen") else "support"
         with own_modes(next(self.model.parameters()), False, self.precision):
             support_x, support_y, meta = usable(support_x), usable(support_y), self.frozen()
-            inner = self._inner_loop(support_x, meta, statistics, sharp=sharp)
+            inner = self.inner_loop(support_x, meta, statistics, sharp=sharp)
             self._check_labels(inner, meta, support_x, support_y)
             task = Task(support_x, self._labels(support_y), None, None, self._keys(inner, 1))  # type: ignore[arg-type]
             *_, last = inner.adapt(meta, task, self.steps(steps), ClosedForm())
@@ -445,7 +445,7 @@ class Learner(nn.Module):
             given, batch, meta = batch, batch.usable().to(self.device), start or self.frozen()
             meta = usable(meta) if next(iter(meta.model.values())).is_inference() else meta
             first = tree_map(lambda t: t[0], batch.support_x)
-            inner = self._inner_loop(first, meta, statistics)
+            inner = self.inner_loop(first, meta, statistics)
             self._check_labels(inner, meta, first, given.support_y, given.query_y)
             fixed, keys = Fixed(meta.model, meta.running), self._keys(inner, len(batch))
             batch = replace(batch, support_y=self._labels(batch.support_y))

@@ -1,6 +1,6 @@
 """Batch norm with its second derivative in closed form, and batch norm by given statistics."""
 
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ def normalise(
     Torch's own second derivative takes some twenty passes over the maps; this one writes two maps. Every derivative
     agrees with torch's, and under vmap each task keeps its own statistics.
 
-    Args:
+    Arguments:
         x: (N, C, *).
         weight: γ (C,); None for ones.
         bias: β (C,); None for zeros.
@@ -57,46 +57,29 @@ def normalise(
     weight = x.new_ones(x.shape[1]) if weight is None else weight
     bias = x.new_zeros(x.shape[1]) if bias is None else bias
     kept, at = _Extremes.apply(x.detach(), weight.detach()) if pool else (None, None)
-    y, mean, rstd = _Normalise.apply(x, weight, bias, kept, at, eps)
-    return y, mean.detach(), (rstd.detach().pow(-2) - eps).clamp(min=0)
+    y, mean, _, var = _Normalise.apply(x, weight, bias, kept, at, eps)
+    return y, mean.detach(), var.detach()
 
 
 def apply_statistics(
     x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> Tensor:
-    """Batch norm of x by given statistics: affine in x, differentiable in every argument.
+    """Batch norm of x (N, C, *) by given statistics: affine in x, differentiable in every argument.
 
-        y = γ (x − μ) / √(σ² + ε) + β
-
-    Args:
-        x: (N, C, *).
-        mean, var: μ and σ² (C,).
-        weight, bias: γ and β (C,); None for ones and zeros.
-        eps: ε.
-
-    Returns:
-        y (N, C, *).
+        y = γ (x − μ) / √(σ² + ε) + β,  γ of ones and β of zeros where None
 
     Example:
         >>> apply_statistics(torch.ones(1, 1), torch.zeros(1), torch.ones(1), None, None, eps=0.0)
         tensor([[1.]])
     """
     scale = torch.rsqrt(var + eps)
-    scale = scale if weight is None else scale * weight
-    shift = -mean * scale if bias is None else bias - mean * scale
-    return torch.addcmul(_channels(shift, x), _channels(scale, x), x)
+    scale = _channels(scale if weight is None else scale * weight, x)
+    centred = x - _channels(mean, x)  # in γ r x + (β − γ r μ) the first digits of large means cancel, in dσ² as well
+    return centred * scale if bias is None else torch.addcmul(_channels(bias, x), scale, centred)
 
 
 def batch_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance of each channel, differentiable in x.
-
-        μ = mean(x),  σ² = mean((x − μ)²),  over all dimensions but the second
-
-    Args:
-        x: (N, C, *).
-
-    Returns:
-        μ (C,), σ² (C,).
+    """Mean and biased variance of each channel of x (N, C, *), differentiable in x.
 
     Example:
         >>> batch_statistics(torch.tensor([[1.0], [3.0]]))
@@ -138,23 +121,23 @@ class _Extremes(Channelwise):
 
 
 class _Normalise(Channelwise):
-    """(x, γ, β) -> y, μ, r."""
+    """(x, γ, β) -> y, μ, r, σ²."""
 
     @staticmethod
     def forward(
         x: Tensor, weight: Tensor, bias: Tensor, kept: Tensor | None, _at: Tensor | None, eps: float
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         mean, var = _moments(x)
         rstd = torch.rsqrt(var + eps)
         scale = weight * rstd
         values = x if kept is None else kept
-        return _combine(torch.addcmul(bias, scale, mean, value=-1), (scale, values)).to(x.dtype), mean, rstd
+        return _combine(torch.addcmul(bias, scale, mean, value=-1), (scale, values)).to(x.dtype), mean, rstd, var
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         x, weight, _, kept, at, _ = inputs
         ctx.mark_non_differentiable(*output[1:])
-        ctx.save_for_backward(x, weight, kept, at, *output[1:])
+        ctx.save_for_backward(x, weight, kept, at, *output[1:3])
         ctx.eps = inputs[-1]
 
     @staticmethod
@@ -199,8 +182,7 @@ class _Second(Channelwise):
         u, a = (t.contiguous(memory_format=layout(x)) for t in (u, a))
         values, u_there = (x, u) if kept is None or at is None else (kept, pick(u, at))
         count = x.numel() // x.shape[1]
-        zero, one = torch.zeros_like(mean), torch.ones_like(mean)
-        sums = (d_bias, d_weight, *_sums(u, x, mean, rstd), _sums(u_there, a, zero, one)[0])
+        sums = (d_bias, d_weight, *_sums(u, x, mean, rstd), _products(u_there, a, mean))
         s1, s2, t2, t1, ua = torch.stack(sums).div_(count).unbind()
         q = torch.addcmul(ua, t1, s1, value=-1).addcmul_(t2, s2, value=-1)
         # Coefficients of u, a and x in each result; that of x in ∂/∂a is also that of a in ∂/∂x. Small maps cost less
@@ -247,15 +229,58 @@ def _plain_first(a: Tensor, x: Tensor, weight: Tensor, at: Tensor | None, eps: f
 
 def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """As `batch_statistics`, which on a CPU takes ten times as long with channels last."""
-    return aten.batch_norm_update_stats(x, None, None, 0.0) if x.device.type == "cpu" else batch_statistics(x)
+    if x.device.type != "cpu":
+        return batch_statistics(x)
+    parts, channels = _parts(x), x.shape[1]
+    mean, var = aten.batch_norm_update_stats(_in_lines(x, parts), None, None, 0.0)
+    if parts == 1:
+        return mean, var
+    mean, var = mean.view(parts, channels), var.view(parts, channels)
+    whole = mean.mean(0)
+    return whole, var.add_(mean.sub_(whole).square_()).mean(0)
 
 
 def _sums(u: Tensor, x: Tensor, centre: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
     """Σ u (x − centre) scale and Σ u of each channel, in one pass that writes no map."""
-    _, weighted, plain = aten.native_batch_norm_backward(
-        u, x, scale, None, None, centre, scale, True, 0.0, [False, True, True]
-    )
+    parts, channels = _parts(x), x.shape[1]
+    if parts == 1:
+        return _native_sums(u, x, centre, scale)
+    sums = _native_sums(_in_lines(u, parts), _in_lines(x, parts), centre.repeat(parts), scale.repeat(parts))
+    weighted, plain = (t.view(parts, channels).sum(0) for t in sums)
     return weighted, plain
+
+
+def _products(u: Tensor, a: Tensor, like: Tensor) -> Tensor:
+    """Σ u a of each channel."""
+    parts, channels = _parts(a), a.shape[1]
+    zeros, ones = like.new_zeros(parts * channels), like.new_ones(parts * channels)
+    sums = _native_sums(_in_lines(u, parts), _in_lines(a, parts), zeros, ones)[0]
+    return sums.view(parts, channels).sum(0) if parts > 1 else sums
+
+
+def _native_sums(u: Tensor, x: Tensor, centre: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    return aten.native_batch_norm_backward(u, x, scale, None, None, centre, scale, True, 0.0, [False, True, True])[1:]
+
+
+def _parts(x: Tensor) -> int:
+    """Into how many parts the pixels of maps fall, that torch shall add up each by itself and then together.
+
+    With the channels last it adds pixel after pixel in the type of the maps: a thousand equal ones, as drawings have on
+    their background, are then off by a thousand half units in the last place, each in the same direction.
+    """
+    last = x.is_contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x.dim() == 2 and x.is_contiguous()
+    return _parts_of(x.numel() // x.shape[1]) if last and x.device.type == "cpu" else 1
+
+
+@lru_cache
+def _parts_of(pixels: int) -> int:
+    return next(pixels // lines for lines in range(128, 0, -1) if pixels % lines == 0)
+
+
+def _in_lines(x: Tensor, parts: int) -> Tensor:
+    """Dense maps with the channels last as (pixels / parts, parts · C): a column is a channel of one part."""
+    wide = parts * x.shape[1]
+    return x if parts == 1 else x.as_strided((x.numel() // wide, wide), (wide, 1))
 
 
 def _combine(constant: Tensor, *terms: tuple[Tensor, Tensor]) -> Tensor:

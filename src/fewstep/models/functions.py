@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from fewstep.models import native
+
 
 class _Positional(inspect.Signature):
     """The signature of a function that is called with positional arguments alone: there is nothing to bind."""
@@ -20,8 +22,7 @@ class _Bound:
     def __init__(self, args: tuple):
         self.args, self.kwargs = args, {}  # type: ignore[var-annotated]
 
-    def apply_defaults(self) -> None:
-        """There are none."""
+    def apply_defaults(self) -> None: ...
 
 
 class Quick(Function):
@@ -54,12 +55,7 @@ class Channelwise(Quick):
 
 
 def fold(tensor: Tensor, dim: int | None, tasks: int) -> Tensor:
-    """Put the task dimension into the channels: (N, C, *) of T tasks -> (N, T·C, *), and (C,) -> (T·C,).
-
-    Args:
-        tensor: maps or a vector of channels, with a task dimension.
-        dim: where the task dimension is; None if all tasks share the tensor.
-        tasks: T.
+    """Put dimension `dim` of T tasks into the channels: (N, C, *) -> (N, T·C, *), and (C,) -> (T·C,); None: shared.
 
     Example:
         >>> fold(torch.zeros(8, 5, 64, 28, 28), 0, 8).shape
@@ -81,12 +77,7 @@ def unfold(tensor: Tensor, tasks: int) -> tuple[Tensor, int]:
 
 
 def layout(x: Tensor) -> torch.memory_format:
-    """Channels last if that is how the maps x (N, C, H, W) lie in memory, else contiguous.
-
-    Example:
-        >>> layout(torch.zeros(2, 3, 4, 5))
-        torch.contiguous_format
-    """
+    """Channels last if that is how the maps x (N, C, H, W) lie in memory, else contiguous."""
     last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
     return torch.channels_last if last else torch.contiguous_format
 
@@ -121,7 +112,9 @@ def _flat(x: Tensor) -> Tensor:
 
 def _index(at: Tensor, x: Tensor) -> Tensor:
     """Where the positions are in the memory of x: one index into a flat tensor is several times faster than four."""
-    first = _planes(x.shape[:2], x.stride()[:2], x.device)
+    # A tensor that a mode has made is not for others, nor one of others for the mode.
+    planes = _planes if native.no_mode() else _planes.__wrapped__
+    first = planes(x.shape[:2], x.stride()[:2], x.device)
     return torch.add(first, at, alpha=x.stride(3)).contiguous(memory_format=layout(x))
 
 

@@ -20,7 +20,7 @@ def max_pool(x: Tensor) -> Tensor:
     Which pixel is the largest is all the derivatives need, so the map is not kept. The second derivative of torch's own
     also adds a map of zeros, and in the other memory layout, which slows whatever receives the sum.
 
-    Args:
+    Arguments:
         x: maps (N, C, H, W) with H and W of at least two; a last odd row or column is dropped.
 
     Returns:
@@ -51,39 +51,25 @@ class _MaxPool(Channelwise):
 
     @staticmethod
     def backward(ctx: Any, a: Tensor, _: Any) -> Tensor:
-        return _Put.apply(a, *ctx.saved_tensors, *ctx.map)
+        return _Move.apply(a, *ctx.saved_tensors, *ctx.map, True)
 
 
-class _Put(Channelwise):
-    """Values to their positions in a map of zeros."""
-
-    @staticmethod
-    def forward(a: Tensor, positions: Tensor, size: torch.Size, lies: torch.memory_format) -> Tensor:
-        x = torch.empty((*a.shape[:2], *size), dtype=a.dtype, device=a.device, memory_format=lies)
-        return place(x.zero_(), a, positions)
+class _Move(Channelwise):
+    """Values to their positions in a map of zeros; or values of a map at the positions, the transpose of that."""
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: Any, _output: Any) -> None:
-        ctx.save_for_backward(inputs[1])
-        ctx.map = inputs[2:]
-
-    @staticmethod
-    def backward(ctx: Any, u: Tensor) -> tuple[Tensor | None, ...]:
-        return _Take.apply(u, *ctx.saved_tensors, *ctx.map), None, None, None
-
-
-class _Take(Channelwise):
-    """Values of a map at the positions: the transpose of `_Put`."""
-
-    @staticmethod
-    def forward(u: Tensor, positions: Tensor, _size: torch.Size, lies: torch.memory_format) -> Tensor:
-        return pick(u.contiguous(memory_format=lies), positions)
+    def forward(values: Tensor, positions: Tensor, size: torch.Size, lies: torch.memory_format, there: bool) -> Tensor:
+        if not there:
+            return pick(values.contiguous(memory_format=lies), positions)
+        shape = *values.shape[:2], *size
+        maps = torch.empty(shape, dtype=values.dtype, device=values.device, memory_format=lies)
+        return place(maps.zero_(), values, positions)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, _output: Any) -> None:
-        ctx.save_for_backward(inputs[1])
-        ctx.map = inputs[2:]
+        _, positions, *ctx.map, ctx.there = inputs
+        ctx.save_for_backward(positions)
 
     @staticmethod
     def backward(ctx: Any, a: Tensor) -> tuple[Tensor | None, ...]:
-        return _Put.apply(a, *ctx.saved_tensors, *ctx.map), None, None, None
+        return _Move.apply(a, *ctx.saved_tensors, *ctx.map, not ctx.there), None, None, None, None

@@ -22,7 +22,7 @@ class MLP(nn.Module):
 
         h₀ = x,  hᵢ₊₁ = activation(Wᵢ hᵢ + bᵢ),  y = W h + b
 
-    Args:
+    Arguments:
         inputs: features of one example, all dimensions beyond the batch flattened.
         outputs: values predicted for one example; ways in classification.
         hidden: width of each hidden layer; empty for a linear model.

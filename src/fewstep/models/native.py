@@ -1,6 +1,11 @@
 """The compiled kernels of `kernels/`, for tensors on a CPU. Elsewhere, and without a compiler, torch serves.
 
 They read and write maps (N, C, H, W) with the channels last in memory. A call lets other Python threads run.
+
+Convolutions 3×3 go by Winograd's sums of neighbouring pixels. In the normal range they round no worse than torch's; at
+its edge they differ: a pixel that is inf or NaN makes the pixels beside those that it touches NaN as well, and numbers
+above a quarter of the largest one overflow. A batch norm after the convolution ends in NaN for the whole channel either
+way, so nothing looks for such pixels beforehand.
 """
 
 import ctypes
@@ -14,19 +19,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.overrides import _get_current_function_mode
-from torch.utils._python_dispatch import _get_current_dispatch_mode
+from torch.utils._python_dispatch import _get_current_dispatch_mode, _get_current_dispatch_mode_stack
 
 SOURCES = Path(__file__).parent / "kernels"
 TYPES = {torch.float32: "f32", torch.float64: "f64"}
 
 
 def processor() -> str:
-    """The kind of processor, as torch sees it: "avx2", "avx512", "default", or another.
-
-    Example:
-        >>> processor() == torch.backends.cpu.get_cpu_capability().lower()
-        True
-    """
+    """The kind of processor, as torch sees it: "avx2", "avx512", "default", or another."""
     return torch.backends.cpu.get_cpu_capability().lower()
 
 
@@ -78,12 +78,22 @@ def _call(name: str, dtype: torch.dtype, *arguments: Any) -> None:
 
 
 def unwatched() -> bool:
-    """Whether nobody looks on who shall see torch's operators: no mode, no compiler, no autocast."""
+    """Whether no compiler, autocast or dispatch mode is active, which would have to see torch's operators.
+
+    A dispatch mode whose class says `transparent = True` does not count.
+    """
     return (
         not torch.compiler.is_compiling()  # it drops the derivatives of functions: pytorch issue 193279
-        and _get_current_dispatch_mode() is None
         and not torch.is_autocast_enabled("cpu")
+        and no_mode()
     )
+
+
+def no_mode() -> bool:
+    """Whether no dispatch mode is active, but for transparent ones."""
+    if _get_current_dispatch_mode() is None:
+        return True
+    return all(getattr(type(mode), "transparent", False) for mode in _get_current_dispatch_mode_stack())
 
 
 def takes(x: Tensor, filters: Tensor, groups: int = 1) -> bool:
@@ -127,6 +137,24 @@ def fits(vector: Tensor, filters: Tensor) -> bool:
     return vector.shape == filters.shape[:1] and vector.dtype == filters.dtype and vector.device == filters.device
 
 
+def rows(filters: Tensor, *kinds: Sequence[Tensor | None], missing: Sequence[float]) -> Tensor:
+    """Vectors (F,) of several kinds, one a block, as the rows that `blocks` takes; of `missing` where one is None.
+
+    Raises:
+        ValueError: a vector of another length, type or device than the filters.
+    """
+    each = []
+    for kind, number in zip(kinds, missing, strict=True):
+        for vector in kind:
+            if vector is not None and not fits(vector, filters):
+                raise ValueError(
+                    f"the convolution gives {len(filters)} channels of {filters.dtype} on {filters.device}; its bias "
+                    f"or the norm after it has {tuple(vector.shape)} of {vector.dtype} on {vector.device}"
+                )
+            each.append(filters.new_full((len(filters),), number) if vector is None else vector)
+    return torch.stack(each)
+
+
 @functools.cache
 def lanes(dtype: torch.dtype) -> int:
     """Numbers in a vector register: channels come in multiples of it."""
@@ -152,7 +180,7 @@ def convolve(
     if turned:
         inside, outside = outside, inside
     y = _maps(maps[0], n, height, width, outside * groups)
-    bias = None if bias is None else bias.contiguous()
+    bias = _dense(bias)[0]
     sizes = n, height, width, inside, outside, groups
     _call("convolve", y.dtype, len(pairs), _pointers(maps), _pointers(filters), bias, y, turned, *sizes)
     return y
@@ -211,7 +239,7 @@ def blocks(
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """y = h_B of blocks h_i = LeakyReLU(max-pool(norm(z_i))), z_i = W_i ∗ h_{i−1}, h_0 = x.
 
-    Args:
+    Arguments:
         x: maps. filters: W_i, all with C filters.
         vectors: (3 B, C): γ of every block, then β, then what the convolutions add, which the norms take away.
         given: (2 B, C): μ and σ² to normalise by; those of the convolutions where None.
@@ -231,22 +259,8 @@ def blocks(
         moments[: 2 * s.depth] = given
     z = _rows(x, sum(map(s.pixels, range(s.depth))) if keep else s.largest(x.dtype), s)
     corner = _rows(x, sum(map(s.pixels, range(1, s.depth + 1))), s, torch.uint8) if keep else None
-    _call(
-        "blocks",
-        x.dtype,
-        x,
-        vectors,
-        _pointers(filters),
-        eps,
-        slope,
-        given is not None,
-        inner,
-        y,
-        moments,
-        z,
-        corner,
-        *s,
-    )
+    results = inner, y, moments, z, corner
+    _call("blocks", x.dtype, x, vectors, _pointers(filters), eps, slope, given is not None, *results, *s)
     if corner is None:
         z, corner = z[:0], _rows(x, 0, s, torch.uint8)
     return y, inner, moments, z, corner
@@ -258,7 +272,7 @@ def blocks_first(
 ) -> tuple[Any, ...]:  # fmt: skip
     """dx, the gradient of `vectors`, the whole gradient of `inner`, dW_i, for gradients a of y and a_inner of `inner`.
 
-    Args:
+    Arguments:
         a_inner: None for none.
         x … filters: what `blocks` was given and gave.
         of_x: whether to compute dx.
@@ -282,7 +296,7 @@ def blocks_second(
 ) -> tuple[Any, ...]:  # fmt: skip
     """The pull-back of (u_x, u_vectors, u_W_i) through `blocks_first`: to a, a_inner, x, vectors, inner and W_i.
 
-    Args:
+    Arguments:
         u_x, u_vectors, u_filters: zero where None.
         a … filters: what `blocks_first` was given. d_vectors, d_inner: what it gave.
         of_x: whether to compute what goes to x.
@@ -303,7 +317,7 @@ def blocks_second(
 
 
 def unseen() -> bool:
-    """Whether nobody looks on who shall see torch's functions either.
+    """Whether, besides `unwatched`, no function mode is active and no transform of `torch.func`.
 
     Under a transform tensors may have no memory that a kernel could read.
     """
@@ -339,7 +353,7 @@ def gradients(
     s = sizes_of(x, filters, 1)
     loss, moments, d_vectors = x.new_empty(()), _rows(x, 4 * s.depth, s), torch.empty_like(vectors)
     d_weight, d_bias, d_filters = torch.empty_like(weight), torch.empty_like(bias), _like(filters)
-    given = x, labels.contiguous(), vectors, _pointers(filters), weight, bias
+    given = x, *_dense(labels), vectors, _pointers(filters), weight, bias
     results = loss, moments, d_vectors, _pointers(d_filters), d_weight, d_bias
     _call("gradients", x.dtype, *given, eps, slope, *results, _rows(x, s.all(x.dtype), s), len(weight), *s)
     return loss, moments, d_vectors, d_weight, d_bias, d_filters
@@ -347,11 +361,11 @@ def gradients(
 
 def _dense(*tensors: Tensor | None) -> Any:
     """Maps with the channels last, vectors without gaps."""
-    return [t if t is None else _last(t) if t.dim() == 4 else t.contiguous() for t in tensors]
+    return [t if t is None else _last(t) if t.dim() == 4 else t.resolve_neg().contiguous() for t in tensors]
 
 
 def _last(t: Tensor) -> Tensor:
-    return t.contiguous(memory_format=torch.channels_last)
+    return t.resolve_neg().contiguous(memory_format=torch.channels_last)  # the memory of a negative view holds −t
 
 
 def _maps(like: Tensor, n: int, height: int, width: int, channels: int) -> Tensor:

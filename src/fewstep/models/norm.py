@@ -5,7 +5,7 @@ batch norm has another `forward`, `ValueNorm`, which normalises by what its `Sta
 saw. The layer stays what it was: its class, hooks, parameters and parametrizations.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -20,6 +20,8 @@ from fewstep.models.max_pool import max_pool
 
 NORMS = (_BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.modules.instancenorm._InstanceNorm, nn.RMSNorm)
 """Layers whose weights and biases are those of a norm."""
+
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 class Moments(NamedTuple):
@@ -91,13 +93,14 @@ class ValueNorm:
     def __init__(self, norm: _BatchNorm, name: str):
         self.norm, self.name, self.statistics = norm, name, Statistics()
         self.pool = isinstance(norm, PooledBatchNorm)
+        # A subclass may have a `forward` of its own around torch's batch norm.
         own = type(norm).forward in (_BatchNorm.forward, nn.SyncBatchNorm.forward, PooledBatchNorm.forward)
-        self._inside = None if own else _Inside(self)
+        self.inside = None if own else _Inside(self)
 
     def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        if self._inside is None:
+        if self.inside is None:
             return self.normalised(float32(x), self.norm.weight, self.norm.bias, self.norm.eps)
-        with self._inside:  # a subclass keeps its own forward; torch's batch norm in it is ours
+        with self.inside:
             return type(self.norm).forward(self.norm, float32(x), *args, **kwargs)
 
     def normalised(self, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
@@ -128,13 +131,6 @@ class ValueNorm:
         """Say by which moments of its batch the layer has normalised."""
         self.statistics.seen[self.name] = Moments(mean, var)
 
-    @property
-    def fuses(self) -> bool:
-        """Whether the layer may be a part of `fused.blocks`, which asks `given` and calls `tell` in its stead."""
-        if not self.pool or self._inside is not None or self._differentiable:
-            return False
-        return self.given is None or not torch.is_grad_enabled()
-
 
 class _Inside(TorchFunctionMode):
     """Inside it, torch's batch norm is that of a `ValueNorm`."""
@@ -143,13 +139,8 @@ class _Inside(TorchFunctionMode):
         super().__init__()
         self.norm = norm
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func is not F.batch_norm:
-            return func(*args, **kwargs)
-        return self._batch_norm(*args, **kwargs)
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
+        return (self._batch_norm if func is F.batch_norm else func)(*args, **(kwargs or {}))
 
     def _batch_norm(
         self, x: Tensor, running_mean: Any, running_var: Any, weight: Tensor | None = None, bias: Tensor | None = None,
@@ -241,9 +232,46 @@ def exchange(model: nn.Module) -> dict[str, ValueNorm]:
     return norms
 
 
-def value_norm(norm: nn.Module) -> ValueNorm | None:
-    """The `ValueNorm` that a layer was given; a pooled norm outside of any pass has one that sees its batch."""
-    own = norm.__dict__.get("forward")
-    if own is None and type(norm) is PooledBatchNorm and not norm.track_running_stats:
-        return ValueNorm(norm, "")
+class Values(NamedTuple):
+    """Of norms for which one function normalises: the moments of each to do it by, its batch's own where None."""
+
+    norms: list[ValueNorm]
+    given: list[Moments] | None
+
+    def tell(self, means: Tensor, variances: Tensor) -> None:
+        """Say by which moments of their batches the norms have normalised, one a row."""
+        for norm, mean, var in zip(self.norms, means.unbind(), variances.unbind(), strict=True):
+            norm.statistics.seen[norm.name] = Moments(mean, var)
+
+
+def values_of(layers: Sequence[nn.Module], others: Sequence[nn.Module] = ()) -> Values | None:
+    """What one function needs to stand for norms that pool and the layers around them, where it may; else None."""
+    norms, given = [], []
+    for layer in layers:
+        norm = _value_norm(layer)
+        if norm is None or not norm.pool or norm.inside is not None:
+            return None
+        moments = norm.given
+        if torch.is_grad_enabled() and (moments is not None or norm.statistics.differentiable):
+            return None
+        norms.append(norm)
+        given += [moments] if moments is not None else []
+    if not unhooked(*layers, *others) or 0 < len(given) < len(norms):
+        return None
+    return Values(norms, given or None)
+
+
+def _value_norm(layer: nn.Module) -> ValueNorm | None:
+    own = layer.__dict__.get("forward")
+    if own is None and type(layer) is PooledBatchNorm and not layer.track_running_stats:
+        return ValueNorm(layer, "")  # outside of any pass
     return own if isinstance(own, ValueNorm) else None
+
+
+def unhooked(*layers: nn.Module) -> bool:
+    """Whether a call of each layer is one of the `forward` of its class, or of its `ValueNorm`: without hooks."""
+    for layer in layers:
+        own = layer.__dict__
+        if any(map(own.get, HOOKS)) or ("forward" in own and not isinstance(own["forward"], ValueNorm)):
+            return False
+    return True

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from fewstep.errors import BadInput
 from fewstep.models.convolution import Conv2d
+from fewstep.models.images import channels_last, image_shape
 from fewstep.models.max_pool import max_pool
 
 
@@ -40,7 +41,7 @@ class ResNet12(nn.Module):
     Convolutions have no bias, for a batch norm follows each. Nothing is dropped at random: DropBlock, which MetaOptNet
     trains with, is left out.
 
-    Args:
+    Arguments:
         ways: classes of a task.
         channels: channels of an image.
         image_size: height and width in pixels, one number if equal.
@@ -76,14 +77,7 @@ class ResNet12(nn.Module):
             )
         if negative_slope < 0:
             raise BadInput(f"negative_slope is {negative_slope}; it must not be below 0")
-        height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-        smallest = 2 ** len(widths)
-        if min(height, width) < smallest:
-            raise BadInput(
-                f"images of {height}×{width} pixels are too small for {len(widths)} residual blocks: "
-                f"the smallest is {smallest}×{smallest}"
-            )
-        self.image_shape = (channels, height, width)
+        self.image_shape = image_shape(channels, image_size, 2 ** len(widths), f"{len(widths)} residual blocks")
         self.blocks = nn.ModuleList(
             Block(inputs, width, negative_slope) for inputs, width in zip((channels, *widths), widths, strict=False)
         )
@@ -95,13 +89,8 @@ class ResNet12(nn.Module):
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.shape[1:] != self.image_shape:
-            built, given = ("×".join(map(str, shape)) for shape in (self.image_shape, x.shape[1:]))
-            raise BadInput(f"this ResNet12 was built for images of {built}; it was given {given}")
-        # The weight of a shortcut has one pixel, and so does not say which layout is meant: the images must. Where they
-        # have one channel both layouts are one, and only a new shape gives them the strides that tell torch.
-        last = x.movedim(1, -1).contiguous() if x.shape[1] > 1 else x.reshape(x.shape[0], *x.shape[2:], 1)
-        x = last.movedim(-1, 1)
+        # The weight of a shortcut has one pixel, and so does not say which layout is meant: the images do.
+        x = channels_last(x, self.image_shape, "ResNet12")
         for block in self.blocks:
             x = block(x)
         return self.head(x.mean((2, 3)))
