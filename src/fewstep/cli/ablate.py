@@ -3,49 +3,35 @@
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated
-
-from tyro.conf import Positional, arg
 
 from fewstep.cli.choices import Preset
 from fewstep.cli.contest import Contest
 from fewstep.cli.entries import DataSets, Training, planned
-from fewstep.cli.options import Budget, Measuring
+from fewstep.cli.options import Measuring, TrainingVerb
 from fewstep.errors import BadInput
 from fewstep.methods import ablation, as_change
-from fewstep.training.choices import NAME, Choices, Images, own
-from fewstep.training.experiment import Experiment
 
 
 @dataclass(frozen=True)
-class AblateInShort:
+class Ablate(TrainingVerb):
     """A preset, it without each of its parts, maml with each alone, and maml: a table.
 
     Its parts are what differs from maml. Any option of `fewstep train` holds (--help-all).
 
     Example: fewstep ablate maml++ --epochs 3 --iterations 50 --directory runs/ablation
+
+    Arguments:
+        preset: Which one to take apart.
+        base: What takes the place of its parts (maml).
     """
 
-    preset: Annotated[Positional[Preset], own("PRESET")]
-    """Which one to take apart."""
-    base: Annotated[Preset, NAME] = "maml"
-    """What takes the place of its parts (maml)."""
-    measuring: Annotated[Measuring, arg(name="")] = field(default_factory=Measuring)
-    budget: Annotated[Budget, arg(name="")] = field(default_factory=Budget)
-
-
-@dataclass(frozen=True)
-class Ablate(AblateInShort):
-    __doc__ = AblateInShort.__doc__
-
-    choices: Annotated[Choices, arg(name="")] = field(default_factory=Choices)
-    images: Annotated[Images, arg(name="")] = field(default_factory=Images)
+    preset: Preset
+    base: Preset = "maml"
+    measuring: Measuring = field(default_factory=Measuring)
 
     def run(self) -> int:
         directory, data = self.measuring.directory or Path(f"runs/ablate-{self.preset}"), DataSets()
-        ours, theirs = (
-            Experiment(name, **vars(self.choices), **vars(self.images)) for name in (self.preset, self.base)
-        )
+        ours, theirs = self.experiment(self.preset), self.experiment(self.base)
         method, base = (experiment.build(data(experiment))[0].method for experiment in (ours, theirs))
         variants, equal = ablation(method.replace(name=self.preset), base.replace(name=self.base))
         budget = self.budget.filled(method.recipe)

@@ -2,40 +2,28 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
-
-from tyro.conf import Positional, arg
 
 from fewstep.cli.contest import Contest
 from fewstep.cli.entries import DataSets, Training, planned, taken
-from fewstep.cli.options import Budget, Measuring
+from fewstep.cli.options import Measuring, TrainingVerb
 from fewstep.errors import BadInput, unknown
 from fewstep.methods.presets import PRESETS
-from fewstep.training.choices import Choices, Images, own
-from fewstep.training.experiment import Experiment
 
 
 @dataclass(frozen=True)
-class CompareInShort:
+class Compare(TrainingVerb):
     """Presets and runs, measured on the same test tasks: a table with paired differences.
 
     Presets are trained, with any option of `fewstep train` (--help-all), each run in its process.
 
     Example: fewstep compare maml maml++ runs/x --epochs 3 --iterations 50 --seeds 0 1 2
+
+    Arguments:
+        entries: Presets, to be trained, and run directories.
     """
 
-    entries: Annotated[Positional[tuple[str, ...]], own("PRESET|RUN …")]
-    """Presets, to be trained, and run directories."""
-    measuring: Annotated[Measuring, arg(name="")] = field(default_factory=Measuring)
-    budget: Annotated[Budget, arg(name="")] = field(default_factory=Budget)
-
-
-@dataclass(frozen=True)
-class Compare(CompareInShort):
-    __doc__ = CompareInShort.__doc__
-
-    choices: Annotated[Choices, arg(name="")] = field(default_factory=Choices)
-    images: Annotated[Images, arg(name="")] = field(default_factory=Images)
+    entries: tuple[str, ...]
+    measuring: Measuring = field(default_factory=Measuring)
 
     def run(self) -> int:
         if not self.entries:
@@ -51,8 +39,7 @@ class Compare(CompareInShort):
         entries: dict[str, list[Training]] = {}
         for name in self.entries:  # in the order given, for the first is what differences are taken to
             if name in PRESETS:
-                experiment = Experiment(name, **vars(self.choices), **vars(self.images))
-                entries[name] = planned(name, experiment, directory, self.measuring.seeds, self.budget, data)
+                entries[name] = planned(name, self.experiment(name), directory, self.measuring.seeds, self.budget, data)
             else:
                 group = named[str(Path(name))]
                 entries[f"./{group}" if group in PRESETS else group] = groups[group]

@@ -1,48 +1,61 @@
-"""Options that several verbs share, and the way between records of options and arguments."""
+"""Options: from records of plain fields to what tyro parses and shows, and from records back to arguments.
 
-from collections.abc import Iterable
-from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
+A field is written once: its name is the option, its type the kind of value, its line in the docstring the help.
+"""
+
+import inspect
+import re
+import textwrap
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, make_dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from types import NoneType
+from typing import Annotated, Any, Literal, get_args, get_type_hints
+
+from tyro.conf import Positional, UseAppendAction, arg
 
 from fewstep.errors import BadInput
 from fewstep.metalearning.learner import Learner
 from fewstep.metalearning.strategies import COMPILED
-from fewstep.methods import Recipe
-from fewstep.training.choices import NAME, PATH, N, own
+from fewstep.methods import Method, Recipe
+from fewstep.methods.ablation import KNOWN_AS
+from fewstep.methods.records import arguments, choices, parts_of, required
+from fewstep.training.choices import Choices, Images
+from fewstep.training.experiment import Experiment
 
 SWITCHES = ("--compile", "--no-compile")  # options that take no value
+METAVARS = {int: "N", float: "X", bool: "BOOL", Path: "PATH"}
+NAMED = {"data_dir": "PATH", "set": "FIELD=VALUE", "seeds": "N …", "compile": "",
+         "preset": "PRESET", "entries": "PRESET|RUN …"}  # fmt: skip
+HELP_WIDTH = 53  # of a line at 80 columns
 
 
 @dataclass(frozen=True, kw_only=True)
-class BudgetInShort:
-    """How long to train, and where; None means the preset's own."""
+class Budget:
+    """How long to train, and where and how the machine does it; None means the preset's own.
 
-    epochs: Annotated[int | None, N] = None
-    """Each ends with a validation; else the preset's."""
-    iterations: Annotated[int | None, N] = None
-    """Outer steps in an epoch; else the preset's."""
-    tasks: Annotated[int | None, N] = None
-    """Tasks in a meta-batch; else the preset's."""
-    validation_tasks: Annotated[int, N] = 600
-    """Tasks of each validation (600)."""
-    device: Annotated[str, NAME] = "auto"
-    """cpu, cuda, cuda:N; auto is cuda where there is one."""
-    threads: Annotated[int | None, N] = None
-    """Processor threads."""
+    Arguments:
+        epochs: Each ends with a validation; else the preset's.
+        iterations: Outer steps in an epoch; else the preset's.
+        tasks: Tasks in a meta-batch; else the preset's.
+        validation_tasks: Tasks of each validation (600).
+        device: cpu, cuda, cuda:N; auto is cuda where there is one.
+        threads: Processor threads.
+        strategy: auto, loop, vectorized, recompute: equal results.
+        micro_batch: Tasks taken at a time: less memory, equal results.
+        compile: Compile with torch: minutes at the first step.
+    """
 
-
-@dataclass(frozen=True, kw_only=True)
-class Budget(BudgetInShort):
-    """The same, and how the machine does it."""
-
-    strategy: Annotated[Literal["auto", "loop", "vectorized", "recompute"], NAME] = "auto"
-    """auto, loop, vectorized, recompute: equal results."""
-    micro_batch: Annotated[int | None, N] = None
-    """Tasks taken at a time: less memory, equal results."""
-    compile: Annotated[bool, own("")] = False
-    """Compile with torch: minutes at the first step."""
+    epochs: int | None = None
+    iterations: int | None = None
+    tasks: int | None = None
+    validation_tasks: int = 600
+    device: str = "auto"
+    threads: int | None = None
+    strategy: Literal["auto", "loop", "vectorized", "recompute"] = "auto"
+    micro_batch: int | None = None
+    compile: bool = False
 
     def tell(self, learner: Learner) -> None:
         """How the machine does it.
@@ -66,30 +79,102 @@ class Budget(BudgetInShort):
 
 @dataclass(frozen=True, kw_only=True)
 class Measuring:
-    """What is measured, and where it goes."""
+    """What is measured, and where it goes.
 
-    directory: Annotated[Path | None, PATH] = None
-    """For trainings, comparison.csv and .json."""
-    config: Annotated[Path | None, PATH] = None
-    """TOML file of options; the command line wins."""
-    seeds: Annotated[tuple[int, ...], own("N …")] = (0,)
-    """Train each preset with each of these seeds (0)."""
-    count: Annotated[int, N] = 600
-    """Test tasks, the same for all (600)."""
-    format: Annotated[Literal["text", "json"], NAME] = "text"
-    """text, or json to print JSON alone."""
+    Arguments:
+        directory: For trainings, comparison.csv and .json.
+        config: TOML file of options; the command line wins.
+        seeds: Train each preset with each of these seeds (0).
+        count: Test tasks, the same for all (600).
+        format: text, or json to print JSON alone.
+    """
+
+    directory: Path | None = None
+    config: Path | None = None
+    seeds: tuple[int, ...] = (0,)
+    count: int = 600
+    format: Literal["text", "json"] = "text"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingVerb:
+    """The options of every verb that trains."""
+
+    budget: Budget = field(default_factory=Budget)
+    choices: Choices = field(default_factory=Choices)
+    images: Images = field(default_factory=Images)
+
+    def experiment(self, preset: str, seed: int = 0) -> Experiment:
+        return Experiment(preset, seed, **vars(self.choices), **vars(self.images))
+
+
+def options(kind: type) -> dict[str, tuple[type, Field]]:
+    """The options of a verb by name, those of records inside it included: (the record that has it, its field).
+
+    Example:
+        >>> list(options(Budget))[:2]
+        ['epochs', 'iterations']
+    """
+    found: dict[str, tuple[type, Field]] = {}
+    for f in sorted(fields(kind), key=lambda f: f.name in ("budget", "choices", "images")):  # what verbs share is last
+        found |= options(f.default_factory) if is_dataclass(f.default_factory) else {f.name: (kind, f)}  # type: ignore[arg-type]
+    return found
 
 
 def option_names(kind: type) -> list[str]:
-    """The options of a verb, those of records inside it included.
+    return list(options(kind))
+
+
+def parser(verb: type, hidden: Collection[str], laid: Mapping[str, Any]) -> type:
+    """A record of the options of a verb as tyro parses and shows it; its `verb()` makes the verb.
+
+    Arguments:
+        hidden: options that the help leaves out. laid: values that take the place of defaults.
+    """
+    shown = [(name, _annotation(record, f), field(default=laid.get(name, f.default)))
+             for name, (record, f) in options(verb).items() if name not in hidden]  # fmt: skip
+    doc = inspect.cleandoc(verb.__doc__ or "").partition("Arguments:")[0]
+    namespace = {"__doc__": doc, "verb": lambda self: _made(verb, dict(vars(self)))}
+    return make_dataclass(verb.__name__, shown, namespace=namespace, kw_only=True)
+
+
+def _made(kind: Any, values: dict[str, Any]) -> Any:
+    return kind(**{f.name: _made(f.default_factory, values) if is_dataclass(f.default_factory) else values[f.name]
+                   for f in fields(kind)})  # fmt: skip
+
+
+def _annotation(record: type, f: Field) -> Any:
+    hint = get_type_hints(record)[f.name]
+    one = get_args(hint)[0] if NoneType in get_args(hint) else hint
+    shown = arg(metavar=NAMED.get(f.name, METAVARS.get(one, "NAME")), help=help_line(record, f),
+                help_behavior_hint="")  # fmt: skip
+    how: Any = UseAppendAction if f.name == "set" else Positional if f.default is MISSING else None
+    return Annotated[how[hint] if how else hint, shown]
+
+
+def help_line(record: type, f: Field) -> str:
+    """What a docstring says of a field: the record's own, or, of a short name, that of the part, and its values.
 
     Example:
-        >>> option_names(Budget)[:2]
-        ['epochs', 'iterations']
+        >>> [help_line(Choices, f) for f in fields(Choices) if f.name in ("order", "clamp")]
+        ['Derivative order: second, first, annealed (DA).', 'Clamp outer gradients to ± this.']
     """
-    hints = get_type_hints(kind)
-    nested = ((f.name, hints[f.name]) for f in fields(kind))
-    return [n for name, hint in nested for n in (option_names(hint) if is_dataclass(hint) else [name])]  # type: ignore[arg-type]
+    if not f.metadata:
+        return arguments(record)[f.name]
+    kind: Any = Method
+    *inside, last = f.metadata["path"].split(".")
+    for name in inside:
+        kind = get_type_hints(kind)[name]
+    kind = next((part for part in parts_of(kind).values() if last in get_type_hints(part)), kind)
+    says, hint = arguments(kind)[last], get_type_hints(kind)[last]
+    says = says[0].upper() + says[1:]
+    values = {word: part.__name__ for word, part in parts_of(hint).items() if not required(part)}
+    values = values or {word: word for word in choices(hint)}
+    if not values:
+        return says.split(". ")[0].rstrip(".") + "."
+    listed = ", ".join(word + (f" ({KNOWN_AS[of]})" if of in KNOWN_AS else "") for word, of in values.items()) + "."
+    whole = f"{re.split('[.,:;]', says)[0]}: {listed}"
+    return whole if len(whole) <= HELP_WIDTH else textwrap.shorten(listed, HELP_WIDTH, placeholder=" …")
 
 
 def check_options(verb: str, kind: type, arguments: Iterable[str]) -> None:
