@@ -1,11 +1,11 @@
 """`fewstep compare`: presets and runs on the same tasks."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fewstep.cli.contest import Contest
 from fewstep.cli.entries import DataSets, Training, planned, taken
-from fewstep.cli.options import Measuring, TrainingVerb
+from fewstep.cli.options import Budget, Measuring, TrainingVerb, as_arguments
 from fewstep.errors import BadInput, unknown
 from fewstep.methods.presets import PRESETS
 
@@ -33,6 +33,10 @@ class Compare(TrainingVerb):
                 raise unknown("preset or run directory", name, PRESETS)
             if self.entries.count(name) > 1:
                 raise BadInput(f"{name} is given twice")
+        length = Budget(epochs=self.budget.epochs, iterations=self.budget.iterations, tasks=self.budget.tasks)
+        given = as_arguments(replace(self.choices, data_dir=None), self.images, length)
+        if given and not set(self.entries) & set(PRESETS):
+            raise BadInput(f"{given[0]} is an option of training, but no preset is given to train")
         directory, data = self.measuring.directory or Path("runs/compare"), DataSets()
         groups = taken([name for name in self.entries if name not in PRESETS], self.choices.data_dir)
         named = {str(t.run.directory): name for name, group in groups.items() for t in group}

@@ -1,6 +1,7 @@
 """`fewstep evaluate`: measure a run on the fixed test tasks."""
 
 import json
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -83,7 +84,7 @@ class Evaluate:
         page = write_page(run)
         if self.format == "text":
             console.print(f"run  {run.directory}\npage {page}")
-            console.print(f"next {program()} presets {learner.method.name}   (what was trained)")
+            console.print(f"next {program()} presets {shlex.quote(learner.method.name)}   (what was trained)")
             console.print(f"     {program()} train maml++ --help   (your own settings and data)")
         return 0
 

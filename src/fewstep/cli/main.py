@@ -54,13 +54,13 @@ def main(arguments: list[str] | None = None) -> None:
         command = parsed(arguments)
         status = command.run()
     except BadInput as error:
-        errors.print(f"fewstep: {error}", markup=False)
+        errors.print(f"fewstep: {error}")
         status = 2
     except RankGone as error:
-        errors.print(f"fewstep: {error}", markup=False)
+        errors.print(f"fewstep: {error}")
         status = 1
     except OSError as error:
-        errors.print(f"fewstep: {error.filename or 'the system'}: {error.strerror or error}", markup=False)
+        errors.print(f"fewstep: {error.filename or 'the system'}: {error.strerror or error}")
         status = 2
     except KeyboardInterrupt:
         errors.print("fewstep: interrupted")

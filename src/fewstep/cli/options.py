@@ -184,7 +184,7 @@ def check_options(verb: str, kind: type, arguments: Iterable[str]) -> None:
     known += [off for off in SWITCHES if off.removeprefix("--no-") in names]
     for argument in arguments:
         flag = argument.split("=", 1)[0].replace("_", "-")
-        if flag.startswith("--") and flag not in known:
+        if flag.startswith("--") and flag != "--" and flag not in known:
             near = get_close_matches(flag, known, n=1, cutoff=0.4)
             hint = f"; did you mean {near[0]}?" if near else "."
             every = "--help-all" if verb in ("train", "compare", "ablate") else "--help"

@@ -11,6 +11,7 @@ from fewstep.cli.console import TrainingProgress, console, program
 from fewstep.cli.machine import device, prepare
 from fewstep.cli.memory import memory_line
 from fewstep.cli.options import TrainingVerb
+from fewstep.errors import BadInput
 from fewstep.metalearning.ranks import Ranks
 from fewstep.reporting.page import write_page
 from fewstep.training.interrupt import Interrupted
@@ -48,6 +49,10 @@ class Train(TrainingVerb):
         experiment = self.experiment(self.preset, self.seed)
         learner, tasks = ranks.together(experiment.build)
         run = Run(self.directory or Path("runs") / run_name(self.preset, tasks.description))
+        if not run.exists:
+            experiment.refuse_unused()
+        if not run.exists and not str(run.directory).isprintable():
+            raise BadInput(f"--directory {str(run.directory)!r} holds characters that cannot be printed; take another")
         learner.to(where if ranks.size == 1 else ranks.device)
         learner.ranks = ranks
         budget.tell(learner)
@@ -80,7 +85,7 @@ class Train(TrainingVerb):
         if not ranks.first:
             return 0
         page = write_page(run)
-        console.print(f"run  {run.directory}\npage {page}\nnext {program()} evaluate {run.directory}")
+        console.print(f"run  {run.directory}\npage {page}\nnext {program()} evaluate {shlex.quote(str(run.directory))}")
         return 0
 
 

@@ -52,7 +52,7 @@ def put(method: Method, path: str, value: Any, text: str) -> Method:
         kind, now = get_type_hints(type(now))[name], getattr(now, name)
     if isinstance(value, str) and (known := parts_of(kind)):
         if value not in known:
-            raise unknown(name.replace("_", " "), value, [*known, *(part.__name__ for part in known.values())])
+            raise unknown(name.replace("_", " "), value, known)
         value = in_place_of(now, known[value])
     if not fits(value, kind):
         parts = ", ".join(part.__name__ for part in parts_of(kind).values())

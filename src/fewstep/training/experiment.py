@@ -1,6 +1,6 @@
 """`Experiment`: everything a training is asked for, as one record that a run directory keeps and a page can show."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +103,12 @@ class Experiment(Choices, Images):
         if self.data == "sinusoid":
             return None
         raise unknown("data set", self.data, ["omniglot", "strokes", "sinusoid"])
+
+    def refuse_unused(self) -> None:
+        """Raise BadInput for an option that changes nothing; older runs may have recorded one."""
+        for f in fields(self) if self.data == "sinusoid" else ():
+            if f.name in ("ways", "filters", "image_size", "downsample") and getattr(self, f.name) != f.default:
+                raise BadInput(f"--{f.name.replace('_', '-')} is an option of images; sinusoid has none")
 
     def build(self, data: ImageDataset | None = None) -> tuple[Learner, Tasks]:
         """A learner at its initial weights, drawn from the seed, and its tasks, from `dataset()` where not given."""
