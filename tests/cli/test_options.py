@@ -33,7 +33,7 @@ def test_arguments_say_all_that_a_record_holds(choices):
         Budget(epochs=3, strategy="loop", compile=True),
     )
     verb = parsed(["train", "maml", *as_arguments(choices, images, budget)])
-    assert (verb.choices, verb.images, verb.budget) == (choices, images, budget)
+    assert (verb.of(Choices), verb.of(Images), verb.of(Budget)) == (choices, images, budget)
 
 
 @pytest.mark.parametrize("verb", ["train", "compare", "ablate"])
@@ -82,8 +82,8 @@ def test_a_config_file_lies_under_the_command_line(tmp_path, written, given, sam
     expected = parsed(["compare", *(word.replace("_", " ") for word in same.split())])
     for config in (["--config", str(path)], [f"--config={path}"]):
         verb = parsed(["compare", *given.split(), *config])
-        assert verb.measuring.config == path
-        assert replace(verb, measuring=replace(verb.measuring, config=None)) == expected
+        assert verb.config == path
+        assert replace(verb, config=None) == expected
 
 
 @pytest.mark.parametrize(

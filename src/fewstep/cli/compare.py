@@ -1,6 +1,6 @@
 """`fewstep compare`: presets and runs on the same tasks."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fewstep.cli.contest import Contest
@@ -8,10 +8,11 @@ from fewstep.cli.entries import DataSets, Training, planned, taken
 from fewstep.cli.options import Budget, Measuring, TrainingVerb, as_arguments
 from fewstep.errors import BadInput, unknown
 from fewstep.methods.presets import PRESETS
+from fewstep.training.choices import Choices, Images
 
 
 @dataclass(frozen=True)
-class Compare(TrainingVerb):
+class Compare(Measuring, TrainingVerb):
     """Presets and runs, measured on the same test tasks: a table with paired differences.
 
     Presets are trained, with any option of `fewstep train` (--help-all), each run in its process.
@@ -23,7 +24,6 @@ class Compare(TrainingVerb):
     """
 
     entries: tuple[str, ...]
-    measuring: Measuring = field(default_factory=Measuring)
 
     def run(self) -> int:
         if not self.entries:
@@ -33,18 +33,19 @@ class Compare(TrainingVerb):
                 raise unknown("preset or run directory", name, PRESETS)
             if self.entries.count(name) > 1:
                 raise BadInput(f"{name} is given twice")
-        length = Budget(epochs=self.budget.epochs, iterations=self.budget.iterations, tasks=self.budget.tasks)
-        given = as_arguments(replace(self.choices, data_dir=None), self.images, length)
+        budget, measuring = self.of(Budget), self.of(Measuring)
+        length = Budget(epochs=self.epochs, iterations=self.iterations, tasks=self.tasks)
+        given = as_arguments(replace(self.of(Choices), data_dir=None), self.of(Images), length)
         if given and not set(self.entries) & set(PRESETS):
             raise BadInput(f"{given[0]} is an option of training, but no preset is given to train")
-        directory, data = self.measuring.directory or Path("runs/compare"), DataSets()
-        groups = taken([name for name in self.entries if name not in PRESETS], self.choices.data_dir)
+        directory, data = self.directory or Path("runs/compare"), DataSets()
+        groups = taken([name for name in self.entries if name not in PRESETS], self.data_dir)
         named = {str(t.run.directory): name for name, group in groups.items() for t in group}
         entries: dict[str, list[Training]] = {}
         for name in self.entries:  # in the order given, for the first is what differences are taken to
             if name in PRESETS:
-                entries[name] = planned(name, self.experiment(name), directory, self.measuring.seeds, self.budget, data)
+                entries[name] = planned(name, self.experiment(name), directory, self.seeds, budget, data)
             else:
                 group = named[str(Path(name))]
                 entries[f"./{group}" if group in PRESETS else group] = groups[group]
-        return Contest(entries, self.measuring, self.budget, directory, data).hold()
+        return Contest(entries, measuring, budget, directory, data).hold()

@@ -7,11 +7,11 @@ import inspect
 import re
 import textwrap
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, make_dataclass, replace
+from dataclasses import MISSING, Field, dataclass, field, fields, make_dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, Literal, get_args, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 
 from tyro.conf import Positional, UseAppendAction, arg
 
@@ -28,6 +28,7 @@ SWITCHES = ("--compile", "--no-compile")  # options that take no value
 METAVARS = {int: "N", float: "X", bool: "BOOL", Path: "PATH"}
 NAMED = {"data_dir": "PATH", "set": "FIELD=VALUE", "seeds": "N …", "compile": "",
          "preset": "PRESET", "entries": "PRESET|RUN …"}  # fmt: skip
+T = TypeVar("T")
 HELP_WIDTH = 53  # of a line at 80 columns
 
 
@@ -97,59 +98,48 @@ class Measuring:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingVerb:
+class TrainingVerb(Budget, Choices, Images):
     """The options of every verb that trains."""
 
-    budget: Budget = field(default_factory=Budget)
-    choices: Choices = field(default_factory=Choices)
-    images: Images = field(default_factory=Images)
+    def of(self, kind: type[T]) -> T:
+        """Those of the options that a record of this kind has."""
+        return kind(**{name: getattr(self, name) for name in option_names(kind)})
 
     def experiment(self, preset: str, seed: int = 0) -> Experiment:
-        return Experiment(preset, seed, **vars(self.choices), **vars(self.images))
-
-
-def options(kind: type) -> dict[str, tuple[type, Field]]:
-    """The options of a verb by name, those of records inside it included: (the record that has it, its field).
-
-    Example:
-        >>> list(options(Budget))[:2]
-        ['epochs', 'iterations']
-    """
-    found: dict[str, tuple[type, Field]] = {}
-    for f in sorted(fields(kind), key=lambda f: f.name in ("budget", "choices", "images")):  # what verbs share is last
-        found |= options(f.default_factory) if is_dataclass(f.default_factory) else {f.name: (kind, f)}  # type: ignore[arg-type]
-    return found
+        return Experiment(preset, seed, **vars(self.of(Choices)), **vars(self.of(Images)))
 
 
 def option_names(kind: type) -> list[str]:
-    return list(options(kind))
+    """The options of a verb or of a record of options.
+
+    Example:
+        >>> option_names(Budget)[:2]
+        ['epochs', 'iterations']
+    """
+    return [f.name for f in fields(kind)]  # type: ignore[arg-type]
 
 
-def parser(verb: type, hidden: Collection[str], laid: Mapping[str, Any]) -> type:
+def parser(verb: Any, hidden: Collection[str], laid: Mapping[str, Any]) -> type:
     """A record of the options of a verb as tyro parses and shows it; its `verb()` makes the verb.
 
     Arguments:
-        hidden: options that the help leaves out. laid: values that take the place of defaults.
+        hidden: options that the help leaves out.
+        laid: values that take the place of defaults.
     """
-    shown = [(name, _annotation(record, f), field(default=laid.get(name, f.default)))
-             for name, (record, f) in options(verb).items() if name not in hidden]  # fmt: skip
-    doc = inspect.cleandoc(verb.__doc__ or "").partition("Arguments:")[0]
-    namespace = {"__doc__": doc, "verb": lambda self: _made(verb, dict(vars(self)))}
+    hints, shown = get_type_hints(verb), []
+    order = [name for base in verb.__mro__ for name in inspect.get_annotations(base)]  # the verb's own first
+    for f in sorted(fields(verb), key=lambda f: order.index(f.name)):
+        hint = hints[f.name]
+        one = get_args(hint)[0] if NoneType in get_args(hint) else hint
+        metavar = NAMED.get(f.name, METAVARS.get(one, "NAME"))
+        how: Any = UseAppendAction if f.name == "set" else Positional if f.default is MISSING else None
+        option = arg(metavar=metavar, help=help_line(verb, f), help_behavior_hint="")
+        if f.name not in hidden:
+            default = field(default=laid.get(f.name, f.default))
+            shown.append((f.name, Annotated[how[hint] if how else hint, option], default))
+    doc = inspect.cleandoc(verb.__doc__).partition("Arguments:")[0]
+    namespace = {"__doc__": doc, "verb": lambda self: verb(**vars(self))}
     return make_dataclass(verb.__name__, shown, namespace=namespace, kw_only=True)
-
-
-def _made(kind: Any, values: dict[str, Any]) -> Any:
-    return kind(**{f.name: _made(f.default_factory, values) if is_dataclass(f.default_factory) else values[f.name]
-                   for f in fields(kind)})  # fmt: skip
-
-
-def _annotation(record: type, f: Field) -> Any:
-    hint = get_type_hints(record)[f.name]
-    one = get_args(hint)[0] if NoneType in get_args(hint) else hint
-    shown = arg(metavar=NAMED.get(f.name, METAVARS.get(one, "NAME")), help=help_line(record, f),
-                help_behavior_hint="")  # fmt: skip
-    how: Any = UseAppendAction if f.name == "set" else Positional if f.default is MISSING else None
-    return Annotated[how[hint] if how else hint, shown]
 
 
 def help_line(record: type, f: Field) -> str:
@@ -178,7 +168,11 @@ def help_line(record: type, f: Field) -> str:
 
 
 def check_options(verb: str, kind: type, arguments: Iterable[str]) -> None:
-    """Raise BadInput for an option the verb does not have; names the nearest."""
+    """Check that the verb has the options among the arguments.
+
+    Raises:
+        BadInput: one that it does not have; names the nearest.
+    """
     names = [name.replace("_", "-") for name in option_names(kind)]
     known = ["--help", "--help-all", *(f"--{name}" for name in names)]
     known += [off for off in SWITCHES if off.removeprefix("--no-") in names]

@@ -6,7 +6,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
-from fewstep.cli.options import options
 from fewstep.errors import BadInput, unknown
 from fewstep.methods.records import check
 
@@ -27,17 +26,16 @@ def laid(arguments: list[str], verb: type) -> dict[str, Any]:
     path = dict(pairwise(words)).get("--config")
     if path is None:
         return {}
-    known = {name: record for name, (record, _) in options(verb).items() if name != "config"}
-    values = {}
+    known, values = get_type_hints(verb), {}
     for key, value in _read(path).items():
         name = key.replace("-", "_")
-        if name not in known:
-            raise unknown(f"key in {path}:", key, [k.replace("_", "-") for k in known])
-        values[name] = _as(get_type_hints(known[name])[name], value)
+        if name not in known or name == "config":
+            raise unknown(f"key in {path}:", key, [k.replace("_", "-") for k in known if k != "config"])
+        values[name] = _as(known[name], value)
         if isinstance(value, dict) or (isinstance(value, list) and not isinstance(values[name], tuple)):
             raise BadInput(f"{path}: {key} is a table or list; options are single values")
         try:
-            check(known[name], {name: values[name]})
+            check(verb, {name: values[name]})
         except BadInput as error:
             raise BadInput(f"{path}: --{name.replace('_', '-')}: {error}") from error
     return values

@@ -10,7 +10,7 @@ from fewstep.cli.choices import Preset
 from fewstep.cli.console import TrainingProgress, console, program
 from fewstep.cli.machine import device, prepare
 from fewstep.cli.memory import memory_line
-from fewstep.cli.options import TrainingVerb
+from fewstep.cli.options import Budget, TrainingVerb
 from fewstep.errors import BadInput
 from fewstep.metalearning.ranks import Ranks
 from fewstep.reporting.page import write_page
@@ -43,7 +43,7 @@ class Train(TrainingVerb):
             return self._train(ranks)
 
     def _train(self, ranks: Ranks) -> int:
-        budget = self.budget
+        budget = self.of(Budget)
         prepare(budget.threads)
         where = device(budget.device)
         experiment = self.experiment(self.preset, self.seed)

@@ -79,7 +79,11 @@ def choices(kind: Any) -> list[str]:
 
 
 def check(kind: type, values: Mapping[str, Any]) -> None:
-    """Raise BadInput for an unknown field or a value that its field cannot hold; names the nearest."""
+    """Check values against the fields of a record.
+
+    Raises:
+        BadInput: an unknown field, a value that its field cannot hold; names the nearest.
+    """
     hints = get_type_hints(kind)
     for name, value in values.items():
         if name not in (names := [f.name for f in fields(kind)]):  # type: ignore[arg-type]

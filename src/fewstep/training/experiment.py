@@ -105,7 +105,11 @@ class Experiment(Choices, Images):
         raise unknown("data set", self.data, ["omniglot", "strokes", "sinusoid"])
 
     def refuse_unused(self) -> None:
-        """Raise BadInput for an option that changes nothing; older runs may have recorded one."""
+        """Check a new training for options that change nothing; older runs may have recorded some.
+
+        Raises:
+            BadInput: an option that the data do not have.
+        """
         for f in fields(self) if self.data == "sinusoid" else ():
             if f.name in ("ways", "filters", "image_size", "downsample") and getattr(self, f.name) != f.default:
                 raise BadInput(f"--{f.name.replace('_', '-')} is an option of images; sinusoid has none")
