@@ -74,6 +74,7 @@ def test_a_switch_is_known_where_it_is_an_option():
         ("entries = ['maml']", "--compile anil", "anil --compile"),
         ("inner-rate = 1\ndirectory = 'a folder'", "anil", "anil --inner-rate 1.0 --directory a_folder"),
         ("ways = 4", "anil --ways=3", "anil --ways 3"),
+        (f"inner-rate = 1{'0' * 400}", "anil", "anil --inner-rate inf"),
     ],
 )
 def test_a_config_file_lies_under_the_command_line(tmp_path, written, given, same):

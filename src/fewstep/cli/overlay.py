@@ -1,6 +1,5 @@
 """`--config file.toml`: options from a file, laid under those of the command line."""
 
-import re
 import tomllib
 from itertools import pairwise
 from pathlib import Path
@@ -22,7 +21,9 @@ def laid(arguments: list[str], verb: type) -> dict[str, Any]:
         >>> laid(["maml"], object)
         {}
     """
-    words = [word for argument in arguments for word in re.sub("^--config=", "--config\n", argument).split("\n")]
+    words: list[str] = []
+    for argument in arguments:
+        words += argument.split("=", 1) if argument.startswith("--config=") else [argument]
     path = dict(pairwise(words)).get("--config")
     if path is None:
         return {}
@@ -60,4 +61,6 @@ def _as(kind: Any, value: Any) -> Any:
         return tuple(value) if isinstance(value, list) else (value,)
     if Path in (kind, *get_args(kind)) and isinstance(value, str):
         return Path(value)
-    return float(value) if float in (kind, *get_args(kind)) and type(value) is int else value
+    if float in (kind, *get_args(kind)) and type(value) is int:
+        return float(str(value))  # as the command line reads it: infinity where float(value) would overflow
+    return value
