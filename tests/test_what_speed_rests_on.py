@@ -220,7 +220,7 @@ def test_nothing_of_an_adaptation_outlives_it_but_the_predictor(statistics):
         made.adapt(batch.support_x[0], batch.support_y[0], statistics=statistics)
     with Live() as live:
         predictor = made.adapt(batch.support_x[0], batch.support_y[0], statistics=statistics)
-    given = [t for moments in (predictor._given or {}).values() for t in moments]
+    given = [t for moments in (predictor.given or {}).values() for t in moments]
     kept = {t.untyped_storage()._cdata for t in (*predictor.parameters.values(), *given)}
     assert {ref.cdata for ref, _ in live.living()} <= kept
 

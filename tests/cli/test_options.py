@@ -1,16 +1,13 @@
 """Options: one definition, and the way from records to arguments and back."""
 
-import tomllib
+from dataclasses import replace
 
 import pytest
-import tyro
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fewstep.cli.main import VERBS
+from fewstep.cli.main import VERBS, parsed
 from fewstep.cli.options import Budget, as_arguments, check_options, option_names
-from fewstep.cli.overlay import with_config
-from fewstep.cli.train import Train
 from fewstep.errors import BadInput
 from fewstep.training.choices import Choices, Images
 
@@ -35,9 +32,8 @@ def test_arguments_say_all_that_a_record_holds(choices):
         Images(split="lake", invert=False, downsample="stride"),
         Budget(epochs=3, strategy="loop", compile=True),
     )
-    words = ["maml", *as_arguments(choices, images, budget)]
-    parsed = tyro.cli(Train, args=words)
-    assert (parsed.choices, parsed.images, parsed.budget) == (choices, images, budget)
+    verb = parsed(["train", "maml", *as_arguments(choices, images, budget)])
+    assert (verb.of(Choices), verb.of(Images), verb.of(Budget)) == (choices, images, budget)
 
 
 @pytest.mark.parametrize("verb", ["train", "compare", "ablate"])
@@ -64,44 +60,55 @@ def test_a_switch_is_known_where_it_is_an_option():
 
 
 @pytest.mark.parametrize(
-    ("written", "given", "expected"),
+    ("written", "given", "same"),
     [
-        ("entries = ['maml', 'fomaml']\nseeds = [0, 1]\nepochs = 2", [], "maml fomaml --seeds 0 1 --epochs 2"),
-        ("entries = ['maml']\nseeds = [0, 1]", ["anil"], "--seeds 0 1 --config FILE anil"),
-        ("entries = ['maml']\nseeds = [0, 1]", ["--seeds", "2", "3"], "maml --seeds 0 1 --config FILE --seeds 2 3"),
-        ("set = ['steps=1', 'norm.affine=shared']", ["anil"], "--set steps=1 --set norm.affine=shared"),
-        ("compile = true\nepochs = 2", ["anil"], "compare --compile --epochs 2 --config FILE anil"),
-        ("compile = false\nepochs = 2", ["anil"], "compare --epochs 2 --config FILE anil"),
-        ("entries = ['maml']", ["--compile", "anil"], "compare --config FILE --compile anil"),
+        ("entries = ['maml', 'fomaml']\nseeds = [0, 1]\nepochs = 2", "", "maml fomaml --seeds 0 1 --epochs 2"),
+        ("entries = ['maml']\nseeds = [0, 1]", "anil", "anil --seeds 0 1"),
+        ("entries = ['maml']\nseeds = [0, 1]", "--seeds 2 3", "maml --seeds 2 3"),
+        ("entries = 'maml'\nseeds = 4", "", "maml --seeds 4"),
+        ("set = ['steps=1', 'norm.affine=shared']", "anil", "anil --set steps=1 --set norm.affine=shared"),
+        ("set = 'steps=1'", "anil --set steps=2", "anil --set steps=1 --set steps=2"),
+        ("compile = true\nepochs = 2", "anil", "anil --compile --epochs 2"),
+        ("compile = false\nepochs = 2", "anil", "anil --epochs 2"),
+        ("compile = true", "anil --no-compile", "anil"),
+        ("entries = ['maml']", "--compile anil", "anil --compile"),
+        ("inner-rate = 1\ndirectory = 'a folder'", "anil", "anil --inner-rate 1.0 --directory a_folder"),
+        ("ways = 4", "anil --ways=3", "anil --ways 3"),
+        (f"inner-rate = 1{'0' * 400}", "anil", "anil --inner-rate inf"),
     ],
 )
-def test_a_config_file_may_list_what_takes_several(tmp_path, written, given, expected):
+def test_a_config_file_lies_under_the_command_line(tmp_path, written, given, same):
     path = tmp_path / "c.toml"
     path.write_text(written)
-    assert tomllib.loads(written)
-    laid = with_config(["compare", *given, "--config", str(path)], VERBS)
-    assert expected.replace("FILE", str(path)) in " ".join(laid)
+    expected = parsed(["compare", *(word.replace("_", " ") for word in same.split())])
+    for config in (["--config", str(path)], [f"--config={path}"]):
+        verb = parsed(["compare", *given.split(), *config])
+        assert verb.config == path
+        assert replace(verb, config=None) == expected
 
 
-def test_laid_seeds_do_not_swallow_what_follows(tmp_path):
-    from fewstep.cli.compare import Compare
-
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        ("compile = 'yes'", "compile is 'yes'; it must be true or false"),
+        ("ways = [3, 4]", "ways is a table or list"),
+        ("ways = '4'", "--ways: ways is '4'; it must be a whole number"),
+        ("statistics = 'runing'", "unknown statistics 'runing'; did you mean 'running'"),
+        ("set = [1]", r"set is \(1,\); it must be text"),
+        ("wayz = 4", "unknown key in .*: 'wayz'; did you mean 'ways'"),
+        (f"epochs = {'9' * 6000}", "is not TOML: Exceeds the limit"),
+        ("a = " + "[" * 5000 + "]" * 5000, "is not TOML: "),
+        ("x=1\n" * 300_000, "is not TOML: it is larger than 1000000 bytes"),
+        ("\udcff", "is not TOML: 'utf-8' codec"),
+    ],
+)
+def test_a_file_that_makes_no_sense_is_one_sentence(tmp_path, written, message):
     path = tmp_path / "c.toml"
-    path.write_text("seeds = [4, 5]")
-    laid = with_config(["compare", "maml", "anil", "--config", str(path)], VERBS)
-    parsed = tyro.cli(Compare, args=laid[1:])
-    assert (parsed.entries, parsed.measuring.seeds) == (("maml", "anil"), (4, 5))
+    path.write_bytes(written.encode(errors="surrogateescape"))
+    with pytest.raises(BadInput, match=message):
+        parsed(["compare", "maml", "--config", str(path)])
 
 
-def test_a_switch_in_a_file_is_on_or_off(tmp_path):
-    path = tmp_path / "c.toml"
-    path.write_text("compile = 'yes'")
-    with pytest.raises(BadInput, match="compile is 'yes'; it must be true or false"):
-        with_config(["train", "maml", "--config", str(path)], VERBS)
-
-
-def test_other_lists_are_refused(tmp_path):
-    path = tmp_path / "c.toml"
-    path.write_text("ways = [3, 4]")
-    with pytest.raises(BadInput, match="ways is a table or list"):
-        with_config(["compare", "--config", str(path)], VERBS)
+def test_a_file_without_end_is_not_read_to_its_end():
+    with pytest.raises(BadInput, match="--config /dev/zero is not TOML"):
+        parsed(["train", "maml", "--config", "/dev/zero"])

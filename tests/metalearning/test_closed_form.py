@@ -244,6 +244,6 @@ def test_a_predictor_shares_no_memory_with_its_learner():
     for steps in (0, 2):
         for statistics in ("batch", "running", "support"):
             predictor = made.adapt(*given, steps=steps, statistics=statistics)
-            kept = [*predictor.parameters.values(), *(t for m in (predictor._given or {}).values() for t in m)]
+            kept = [*predictor.parameters.values(), *(t for m in (predictor.given or {}).values() for t in m)]
             own = {t.untyped_storage()._cdata for t in (*made.parameters(), *made.buffers())}
             assert not own & {t.untyped_storage()._cdata for t in kept}

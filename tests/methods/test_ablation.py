@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 import fewstep
-from fewstep.methods import All, Norm, ablation, as_change, changed, differences
+from fewstep.methods import All, FirstOrder, Norm, ablation, as_change, changed, differences
 from fewstep.methods.presets import PRESETS
 
 MAML = fewstep.preset("maml")
@@ -70,6 +70,8 @@ def test_two_methods_that_do_not_differ():
         ("adapted=All", "adapted", All()),
         ('norm={"part": "Norm", "affine": "per_step"}', "norm", Norm(affine="per_step")),
         ("name=a name", "name", "a name"),
+        ("name=first", "name", "first"),
+        ("order=first", "order", FirstOrder()),
         ("recipe.epochs=2", "recipe.epochs", 2),
     ],
 )
@@ -96,11 +98,12 @@ def test_changes(change, path, value):
         ("outer.clamp=0", "outer.clamp is 0"),
         ("outer.betas=[0.5]", r"outer.betas cannot be \[0.5\]"),
         ("order=Sgd", "cannot be Sgd; without it, it is SecondOrder; known: SecondOrder, FirstOrder, FirstThenSecond"),
-        ("order=first", "order cannot be first"),
+        ("order=frist", "unknown order 'frist'; did you mean 'first'"),
         ('rule={"part": "Sdg"}', "unknown part 'Sdg'; did you mean 'Sgd'"),
         ('rule={"part": "Sgd", "speed": 1}', "unknown field of Sgd 'speed'"),
-        ('rule={"part": "Sgd", "rate": "x"}', "is no Sgd"),
-        ("adapted=Matching", "is no Matching"),
+        ('rule={"part": "Sgd", "rate": "x"}', "rate is 'x'; it must be a number"),
+        ("adapted=Matching", "is no Matching: it lacks patterns"),
+        ("adapted=matching", "Matching needs patterns"),
         ("outer.rate.rate=-1", "rates must be finite numbers from 0 up"),
     ],
 )  # fmt: skip

@@ -1,12 +1,23 @@
 """Options become parts of the method; what older runs recorded still reads."""
 
 import json
-from dataclasses import fields
 
 import pytest
 
 import fewstep
-from fewstep.methods import All, AllButNorm, Body, Constant, Cosine, Head, Sharpness, differences
+from fewstep.methods import (
+    All,
+    AllButNorm,
+    Annealed,
+    Body,
+    Constant,
+    Cosine,
+    FirstThenSecond,
+    Head,
+    PerLayerPerStep,
+    Sharpness,
+    differences,
+)
 from fewstep.models import ResNet12
 from fewstep.training.experiment import Experiment
 from fewstep.training.run import differing
@@ -104,15 +115,63 @@ def test_models_that_make_no_sense(options, message):
         Experiment("maml", **options)
 
 
-def test_every_field_has_a_line_of_help_that_fits():
-    """`train --help` is made of them, at 80 columns."""
-    import inspect
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"outer_rate": float("nan")}, "^--outer-rate nan: Constant: rates must be finite"),
+        ({"schedule": "cosine", "outer_rate": -1.0}, "^--outer-rate -1.0: Cosine: rates must be finite"),
+        ({"inner_radius": -1.0}, "^--inner-radius -1.0: sharpness radii are -1.0 and 0.0"),
+        ({"inner_rate": float("inf")}, "^--inner-rate inf: Sgd: a rate must be a finite number"),
+        ({"set": ("outer.rate=Cosine", "outer.rate.levels=0")}, "^--set outer.rate.levels=0: Cosine: "),
+        ({"adapted": "matching"}, "^--adapted matching: Matching needs patterns; write it as JSON"),
+        ({"inner_rate": 0.1, "rule": "per-parameter"}, "^--inner-rate 0.1: unknown field of PerParameter 'rate'"),
+    ],
+)
+def test_an_error_names_the_option_as_it_is_typed(options, message):
+    with pytest.raises(fewstep.BadInput, match=message):
+        Experiment("maml", **options).method()
 
-    from fewstep.training.choices import Choices, Images
 
-    for kind in (Choices, Images):
-        source = inspect.getsource(kind)
-        for f in fields(kind):
-            line = source.split(f"    {f.name}: ")[1].splitlines()[1].strip()
-            assert line.startswith('"""'), f.name
-            assert len(line) <= 60, f.name
+# Of version 0.1, for `fewstep train maml --rule per-layer-per-step --order annealed --inner-rate 0.2`.
+OLD = {
+    "split": None, "rotations": None, "invert": None, "resize": None, "image_size": 28, "downsample": "max_pool",
+    "data": "strokes", "data_dir": None, "ways": 5, "shots": None, "queries": None, "evaluation_queries": None,
+    "model": None, "filters": 64, "precision": None, "steps": None, "inner_rate": 0.2, "rule": "per-layer-per-step",
+    "adapted": None, "order": "annealed", "step_weights": None, "affine": None, "statistics": None,
+    "inner_radius": None, "outer_radius": None, "adaptive": None, "detached": None, "outer_rate": None,
+    "schedule": None, "clamp": None, "set": None, "preset": "maml", "seed": 0,
+}  # fmt: skip
+
+
+def test_the_record_of_version_0_1_is_the_record_of_now():
+    experiment = Experiment("maml", rule="per-layer-per-step", order="annealed", inner_rate=0.2)
+    assert json.loads(json.dumps(experiment.to_json())) == OLD
+    assert Experiment.from_json(OLD) == experiment
+    method = fewstep.preset("maml", rule=PerLayerPerStep(0.2), order=FirstThenSecond(until=50 / 150, levels=150))
+    assert experiment.method() == method
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ({"wayz": 5}, "unknown field of Experiment 'wayz'; did you mean 'ways'"),
+        ({"ways": "5"}, "ways is '5'; it must be a whole number"),
+        ({"order": 3}, "order is 3"),
+        ({"set": "steps=1"}, "set is 'steps=1'"),
+    ],
+)
+def test_a_damaged_record_is_named(damage, message):
+    with pytest.raises(fewstep.BadInput, match=message):
+        Experiment.from_json({**OLD, **damage})
+
+
+@pytest.mark.parametrize("preset", ["maml", "maml++", "maml++-released", "reptile"])
+@pytest.mark.parametrize(("option", "word"), [("order", "annealed"), ("step_weights", "annealed"),
+                                              ("schedule", "cosine"), ("rule", "per-layer-per-step")])  # fmt: skip
+def test_a_choice_that_the_preset_has_made_keeps_its_numbers(preset, option, word):
+    method, before = Experiment(preset, **{option: word}).method(), fewstep.preset(preset)
+    chosen = {"order": FirstThenSecond(levels=150), "step_weights": Annealed(levels=150),
+              "schedule": Cosine(levels=150), "rule": PerLayerPerStep(0.1)}[option]  # fmt: skip
+    for was, now in ((before.order, method.order), (before.step_weights, method.step_weights),
+                     (before.outer.rate, method.outer.rate), (before.rule, method.rule)):  # fmt: skip
+        assert now == (was if type(was) is type(now) else chosen)

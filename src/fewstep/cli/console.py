@@ -1,6 +1,7 @@
 """What a training shows: one progress bar on a terminal, plain lines elsewhere."""
 
 import os
+import shlex
 import shutil
 import sys
 import time
@@ -12,8 +13,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-console = Console(highlight=False, soft_wrap=True)
-errors = Console(stderr=True, highlight=False, soft_wrap=True)
+# What is printed is text, names of folders included: no markup in it, and no emoji.
+console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
+errors = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
 def program() -> str:
@@ -22,7 +24,7 @@ def program() -> str:
     if called.endswith(".py"):
         return "python -m fewstep.cli.main"
     on_path = shutil.which("fewstep")
-    return "fewstep" if on_path and os.path.realpath(on_path) == os.path.realpath(called) else called
+    return "fewstep" if on_path and os.path.realpath(on_path) == os.path.realpath(called) else shlex.quote(called)
 
 
 def fraction(value: float | None) -> str:
@@ -165,4 +167,4 @@ class ContestProgress:
         line = f"{self._label}: {said}"
         self._progress.update(self._task, description=escape(line), completed=done, left=left)
         if self._progress.disable and always:
-            errors.print(" · ".join(filter(None, (line, left))), markup=False)
+            errors.print(" · ".join(filter(None, (line, left))))

@@ -62,8 +62,8 @@ class Contest:
             self._train()
             scores = self._measure(tasks, where)
         except KeyboardInterrupt as stopped:
-            errors.print(f"{stopped or 'stopped'}; what is trained stays. Go on with:", markup=False)
-            errors.print(f"  {program()} {shlex.join(sys.argv[1:])}", markup=False)
+            errors.print(f"{stopped or 'stopped'}; what is trained stays. Go on with:")
+            errors.print(f"  {program()} {shlex.join(sys.argv[1:])}")
             return 130
         rows = self._rows(scores)
         self.notes += remarks(rows, self.statistics)
@@ -76,8 +76,8 @@ class Contest:
         write_atomically(self.directory / "comparison.csv", as_csv(rows).encode())
         write_atomically(self.directory / "comparison.json", (json.dumps(record, indent=1) + "\n").encode())
         if self.measuring.format == "text":
-            console.print(f"rows  {self.directory / 'comparison.csv'}", markup=False)
-            console.print(f"all   {self.directory / 'comparison.json'}", markup=False)
+            console.print(f"rows  {self.directory / 'comparison.csv'}")
+            console.print(f"all   {self.directory / 'comparison.json'}")
         return 0
 
     def _train(self) -> None:
@@ -91,7 +91,7 @@ class Contest:
                 failure = train_apart(training.arguments, training.run, log, progress)
                 if failure:
                     self.notes.append(f"{name}, seed {training.seed}, failed and is left out ({log}): {failure}")
-                    errors.print(self.notes[-1], markup=False)
+                    errors.print(self.notes[-1])
 
     def _measure(self, tasks: Tasks, where: torch.device) -> dict[str, dict[int, Score]]:
         """Every run at its best validation epoch, by name and seed."""
@@ -179,15 +179,15 @@ class Contest:
             table.add_column(title, justify="right" if number else "left")
         for row in rows:
             table.add_row(*cells(row), style="bold" if row.best else None)
-        console.print(headline(rows), markup=False)
+        console.print(headline(rows))
         console.print()
         needed = Measurement.get(console, console.options.update(max_width=1000), table).maximum
         # A narrow terminal breaks the lines; a cut number would be worse.
-        Console(width=max(needed, console.width), highlight=False).print(table, crop=False)
+        Console(width=max(needed, console.width), highlight=False, markup=False, emoji=False).print(table, crop=False)
         console.print(
             f"\n{self.measuring.count} test tasks, the same for all; ± is half of a 95 % interval over tasks; "
             "over seeds: standard deviation\ntraining and evaluation of one run; memory: the most one training held; "
-            "* best", markup=False,
+            "* best",
         )  # fmt: skip
         for note in self.notes:
-            console.print(note, markup=False)
+            console.print(note)

@@ -50,9 +50,9 @@ class Data:
             if key == "splits":
                 for split, sizes in value.items():
                     shown = " / ".join(map(str, sizes)) if isinstance(sizes, list) else f"not usable: {sizes}"
-                    console.print(f"split {split:8} {shown}", markup=False)
+                    console.print(f"split {split:8} {shown}")
             else:
-                console.print(f"{key:14} {value}", markup=False)
+                console.print(f"{key:14} {value}")
         return 0
 
     def _list(self) -> int:
@@ -60,9 +60,9 @@ class Data:
             print(json.dumps(DESCRIPTIONS))
             return 0
         for name, description in DESCRIPTIONS.items():
-            console.print(f"{name:10} {description}", markup=False)
+            console.print(f"{name:10} {description}")
         try:
-            console.print(f"\nomniglot is here: {check(self.data_dir)['place']}", markup=False)
+            console.print(f"\nomniglot is here: {check(self.data_dir)['place']}")
         except BadInput as error:
-            console.print(f"\n{error}", markup=False)
+            console.print(f"\n{error}")
         return 0

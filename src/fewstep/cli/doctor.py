@@ -56,8 +56,8 @@ class Doctor:
         for name, value in found.items():
             if value is not None:
                 shown = ", ".join(value) if isinstance(value, list) else value
-                console.print(f"{name:12} {shown}", markup=False)
+                console.print(f"{name:12} {shown}")
         console.print("\nMissing:" if missing else "\nNothing is missing.")
         for name, remedy in missing.items():
-            console.print(f"{name:12} {remedy}", markup=False)
+            console.print(f"{name:12} {remedy}")
         return 0

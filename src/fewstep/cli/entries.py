@@ -91,6 +91,8 @@ def planned(
         if training.run.begun:
             asked = {"experiment": seeded.to_json(), "method": to_json(method), "training": training.length}
             training.run.require(training.run.config | json.loads(json.dumps(asked)))
+        else:
+            seeded.refuse_unused()
         trainings.append(training)
     return trainings
 

@@ -1,15 +1,15 @@
 """`fewstep evaluate`: measure a run on the fixed test tasks."""
 
 import json
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from tyro.conf import Positional
-
 from fewstep.cli.console import EvaluationProgress, console, fraction, program
 from fewstep.cli.machine import device, prepare
 from fewstep.errors import BadInput
+from fewstep.methods.parts import Statistics
 from fewstep.reporting.comparison import NORMALISED
 from fewstep.reporting.page import write_page
 from fewstep.training.evaluation import Score, evaluate
@@ -22,30 +22,34 @@ class Evaluate:
     """Measure a run on fixed tasks of unseen classes: 600 of them, the same for every run.
 
     Example: fewstep evaluate runs/x --count 600 --format json
+
+    Arguments:
+        directory: Run directory.
+        count: Tasks (600).
+        split: Whose classes: train, validation or test (test).
+        steps: Inner steps; those it was trained with if not given.
+        statistics: What normalises queries: batch, running or support;
+            the method's if not given.
+        ensemble: Best validation epochs to average the logits of;
+            else the method's.
+        data_dir: Where the data lie; else $FEWSTEP_DATA, ./data.
+        config: TOML file of these options; the command line wins.
+        device: cpu, cuda, cuda:N; auto is cuda where there is one.
+        threads: Processor threads.
+        format: text, or json to print JSON alone.
     """
 
-    directory: Positional[Path]
-    """Run directory."""
+    directory: Path
     count: int = 600
-    """Tasks."""
     split: Literal["train", "validation", "test"] = "test"
-    """Whose classes."""
     steps: int | None = None
-    """Inner steps; those it was trained with if not given."""
-    statistics: Literal["batch", "running", "support"] | None = None
-    """What normalises queries; the method's if not given."""
+    statistics: Statistics | None = None
     ensemble: int | None = None
-    """Best validation epochs to average the logits of; else the method's."""
     data_dir: str | None = None
-    """Where the data lie; else $FEWSTEP_DATA, ./data."""
     config: Path | None = None
-    """TOML file of these options; the command line wins."""
     device: str = "auto"
-    """cpu, cuda, cuda:N; auto is cuda where there is one."""
     threads: int | None = None
-    """Processor threads."""
     format: Literal["text", "json"] = "text"
-    """json prints JSON alone."""
 
     def run(self) -> int:
         prepare(self.threads)
@@ -81,7 +85,7 @@ class Evaluate:
         page = write_page(run)
         if self.format == "text":
             console.print(f"run  {run.directory}\npage {page}")
-            console.print(f"next {program()} presets {learner.method.name}   (what was trained)")
+            console.print(f"next {program()} presets {shlex.quote(learner.method.name)}   (what was trained)")
             console.print(f"     {program()} train maml++ --help   (your own settings and data)")
         return 0
 

@@ -6,18 +6,19 @@ from typing import Annotated, Any, Union
 
 import tyro
 
-from fewstep.cli.ablate import Ablate, AblateInShort
-from fewstep.cli.compare import Compare, CompareInShort
+from fewstep.cli.ablate import Ablate
+from fewstep.cli.compare import Compare
 from fewstep.cli.console import console, errors
 from fewstep.cli.data import Data
 from fewstep.cli.doctor import Doctor
 from fewstep.cli.evaluate import Evaluate
-from fewstep.cli.options import check_options
-from fewstep.cli.overlay import with_config
+from fewstep.cli.options import check_options, option_names, parser
+from fewstep.cli.overlay import laid
 from fewstep.cli.presets import Presets
-from fewstep.cli.train import Train, TrainInShort
+from fewstep.cli.train import Train
 from fewstep.errors import BadInput
 from fewstep.metalearning.ranks import RankGone
+from fewstep.training.choices import Choices, Images
 from fewstep.training.torchrun import launched, leads
 
 VERBS: dict[str, type] = {
@@ -29,8 +30,12 @@ VERBS: dict[str, type] = {
     "data": Data,
     "doctor": Doctor,
 }
-# What --help shows of verbs whose options fill more than a screen; --help-all shows them whole.
-IN_SHORT: dict[str, type] = {"train": TrainInShort, "compare": CompareInShort, "ablate": AblateInShort}
+# What --help leaves out, so that it fills no more than a screen; --help-all shows it too.
+HIDDEN: dict[str, list[str]] = {
+    "train": ["strategy", "micro_batch", "compile", *option_names(Images)],
+    "compare": option_names(Choices) + option_names(Images),
+    "ablate": option_names(Choices) + option_names(Images),
+}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -40,30 +45,22 @@ def main(arguments: list[str] | None = None) -> None:
         >>> main(["presets", "--format", "json"])  # doctest: +SKIP
     """
     arguments = sys.argv[1:] if arguments is None else arguments
-    verbs = VERBS | IN_SHORT if {"-h", "--help"} & set(arguments) else VERBS
     console.quiet = errors.quiet = not leads()
     try:
         if launched() and arguments[:1] != ["train"]:
             raise BadInput("torchrun is for `fewstep train` alone; run every other command without it")
         if arguments and arguments[0] in VERBS:
             check_options(arguments[0], VERBS[arguments[0]], arguments[1:])
-        several = (Annotated[kind, tyro.conf.subcommand(verb)] for verb, kind in verbs.items())
-        command: Any = tyro.cli(
-            Union[tuple(several)],  # type: ignore[call-overload]  # noqa: UP007 - made while running
-            prog="fewstep",
-            description="Learn to learn from a few examples in a few steps.",
-            args=["--help" if word == "--help-all" else word for word in with_config(arguments, VERBS)],
-            config=(tyro.conf.ConsolidateSubcommandArgs,),
-        )
+        command = parsed(arguments)
         status = command.run()
     except BadInput as error:
-        errors.print(f"fewstep: {error}", markup=False)
+        errors.print(f"fewstep: {error}")
         status = 2
     except RankGone as error:
-        errors.print(f"fewstep: {error}", markup=False)
+        errors.print(f"fewstep: {error}")
         status = 1
     except OSError as error:
-        errors.print(f"fewstep: {error.filename or 'the system'}: {error.strerror or error}", markup=False)
+        errors.print(f"fewstep: {error.filename or 'the system'}: {error.strerror or error}")
         status = 2
     except KeyboardInterrupt:
         errors.print("fewstep: interrupted")
@@ -72,6 +69,24 @@ def main(arguments: list[str] | None = None) -> None:
         # As soon as one process has ended, torchrun ends the others; this one has its own end, and words to say.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     sys.exit(status)
+
+
+def parsed(arguments: list[str]) -> Any:
+    """The verb that the arguments, and the file they name, ask for; exits where that is help, or not understood."""
+    wanted = arguments[0] if arguments else ""
+    hidden = HIDDEN if {"-h", "--help"} & set(arguments) else {}
+    kinds = dict(VERBS)
+    for verb in ("train", "evaluate", "compare", "ablate"):
+        kinds[verb] = parser(VERBS[verb], hidden.get(verb, ()), laid(arguments, VERBS[verb]) if verb == wanted else {})
+    several = (Annotated[kind, tyro.conf.subcommand(verb)] for verb, kind in kinds.items())
+    found: Any = tyro.cli(
+        Union[tuple(several)],  # type: ignore[call-overload]  # noqa: UP007 - made while running
+        prog="fewstep",
+        description="Learn to learn from a few examples in a few steps.",
+        args=["--help" if word == "--help-all" else word for word in arguments],
+        config=(tyro.conf.ConsolidateSubcommandArgs,),
+    )
+    return found.verb() if hasattr(found, "verb") else found
 
 
 if __name__ == "__main__":

@@ -41,15 +41,15 @@ class Presets:
             console.print("\nfewstep presets NAME explains one; fewstep train NAME trains it.")
         else:
             console.print(f"{self.preset}\n", style="bold")
-            console.print("\n".join(_lines(chosen[self.preset])), markup=False)
+            console.print("\n".join(_lines(chosen[self.preset])))
             console.print("\nParts:")
             for name, value in to_json(methods[self.preset]).items():
                 if name != "name":
-                    console.print(f"  {name:13} {_part(value)}", markup=False)
+                    console.print(f"  {name:13} {_part(value)}")
             changed = differences(methods[self.preset], preset("maml", setting=self.setting, shots=self.shots))
             console.print(f"\nDiffers from maml in: {', '.join(k.replace('__', '.') for k in changed) or 'nothing'}")
             if changed:
-                console.print(f"fewstep ablate {self.preset} measures what each of them is worth", markup=False)
+                console.print(f"fewstep ablate {self.preset} measures what each of them is worth")
         return 0
 
 

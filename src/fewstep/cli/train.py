@@ -2,21 +2,18 @@
 
 import shlex
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
-
-from tyro.conf import Positional, arg
+from typing import Any
 
 from fewstep.cli.choices import Preset
 from fewstep.cli.console import TrainingProgress, console, program
 from fewstep.cli.machine import device, prepare
 from fewstep.cli.memory import memory_line
-from fewstep.cli.options import Budget, BudgetInShort
+from fewstep.cli.options import Budget, TrainingVerb
+from fewstep.errors import BadInput
 from fewstep.metalearning.ranks import Ranks
 from fewstep.reporting.page import write_page
-from fewstep.training.choices import PATH, Choices, Images, N, own
-from fewstep.training.experiment import Experiment
 from fewstep.training.interrupt import Interrupted
 from fewstep.training.run import Run
 from fewstep.training.torchrun import launched, torchrun
@@ -24,42 +21,38 @@ from fewstep.training.trainer import train
 
 
 @dataclass(frozen=True)
-class TrainInShort:
+class Train(TrainingVerb):
     """Meta-train a preset; the same command resumes it. Images, strategies: --help-all.
 
     Example: fewstep train maml++ --data omniglot --data-dir data --ways 5 --directory runs/x
+
+    Arguments:
+        preset: maml, maml++, …: see `fewstep presets`.
+        directory: Run directory; else runs/PRESET-DATA-WAYSxSHOTS.
+        config: TOML file of options; the command line wins.
+        seed: Of initial weights and training tasks (0).
     """
 
-    preset: Annotated[Positional[Preset], own("PRESET")]
-    """maml, maml++, …: see `fewstep presets`."""
-    directory: Annotated[Path | None, PATH] = None
-    """Run directory; else runs/PRESET-DATA-WAYSxSHOTS."""
-    config: Annotated[Path | None, PATH] = None
-    """TOML file of options; the command line wins."""
-    seed: Annotated[int, N] = 0
-    """Of initial weights and training tasks (0)."""
-    budget: Annotated[BudgetInShort, arg(name="")] = field(default_factory=BudgetInShort)
-    choices: Annotated[Choices, arg(name="")] = field(default_factory=Choices)
-
-
-@dataclass(frozen=True)
-class Train(TrainInShort):
-    __doc__ = TrainInShort.__doc__
-
-    budget: Annotated[Budget, arg(name="")] = field(default_factory=Budget)
-    images: Annotated[Images, arg(name="")] = field(default_factory=Images)
+    preset: Preset
+    directory: Path | None = None
+    config: Path | None = None
+    seed: int = 0
 
     def run(self) -> int:
         with torchrun() as ranks:
             return self._train(ranks)
 
     def _train(self, ranks: Ranks) -> int:
-        budget, choices = self.budget, self.choices
+        budget = self.of(Budget)
         prepare(budget.threads)
         where = device(budget.device)
-        experiment = Experiment(self.preset, self.seed, **vars(choices), **vars(self.images))
+        experiment = self.experiment(self.preset, self.seed)
         learner, tasks = ranks.together(experiment.build)
         run = Run(self.directory or Path("runs") / run_name(self.preset, tasks.description))
+        if not run.exists:
+            experiment.refuse_unused()
+        if not run.exists and not str(run.directory).isprintable():
+            raise BadInput(f"--directory {str(run.directory)!r} holds characters that cannot be printed; take another")
         learner.to(where if ranks.size == 1 else ranks.device)
         learner.ranks = ranks
         budget.tell(learner)
@@ -68,7 +61,7 @@ class Train(TrainInShort):
         elif run.last.is_file():
             console.print(f"{run.directory}: resuming after outer step {run.state()['step']}")
         else:
-            console.print(f"{run.directory}: {self.preset} on {choices.data}, seed {self.seed}")
+            console.print(f"{run.directory}: {self.preset} on {experiment.data}, seed {self.seed}")
         meta_batch = budget.filled(learner.method.recipe).tasks
         if meta_batch and meta_batch > 0 and not (run.exists and run.finished):
             console.print(memory_line(learner, tasks.train(range(meta_batch)).to(learner.device)))
@@ -92,7 +85,7 @@ class Train(TrainInShort):
         if not ranks.first:
             return 0
         page = write_page(run)
-        console.print(f"run  {run.directory}\npage {page}\nnext {program()} evaluate {run.directory}")
+        console.print(f"run  {run.directory}\npage {page}\nnext {program()} evaluate {shlex.quote(str(run.directory))}")
         return 0
 
 

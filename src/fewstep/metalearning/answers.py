@@ -41,12 +41,12 @@ class Answers:
         return torch.stack(found)
 
     def _at_once(self, work: Work) -> Tensor:
-        def outputs(moves: Parameters, *parts: Any) -> Tensor:
-            meta = self.meta._replace(model=self.meta.model | moves)
-            return torch.stack(list(self._of(work, meta, Task(*parts, work.keys), transformed_first_order)))
+        def outputs(moves: Parameters, sx: Any, sy: Tensor, qx: Any) -> Tensor:
+            meta, task = self.meta._replace(model=self.meta.model | moves), Task(sx, sy, qx, batch.query_y, work.keys)
+            return torch.stack(list(self._of(work, meta, task, transformed_first_order)))
 
         batch = work.batch
-        parts = batch.support_x, batch.support_y, batch.query_x, batch.query_y
+        parts = batch.support_x, batch.support_y, batch.query_x
         return torch.func.vmap(outputs, randomness="different")(moved_by_task(work, self.meta.model), *parts)
 
     def _of(self, work: Work, meta: Meta, task: Task, gradient: Gradient) -> Iterator[Tensor]:

@@ -231,10 +231,11 @@ class Learner(nn.Module):
         """
         check_policy(statistics)
         self._check_unchanged(statistics)
-        if not self._forward.proven:
-            self._forward = proven(self._forward, meta.model, x)
         setting = self._forward.setting(training, self.precision, statistics)
-        facts(self._forward, setting, meta.model, x)
+        if all(leaf.numel() for leaf in (x if isinstance(x, tuple) else (x,))):  # nothing can be tried on nothing
+            if not self._forward.proven:
+                self._forward = proven(self._forward, meta.model, x)
+            facts(self._forward, setting, meta.model, x)
         return InnerLoop(self._forward, setting, self.loss, self.method, self.adapted, statistics, sharp)
 
     def _check_unchanged(self, statistics: str = "batch") -> None:
@@ -262,7 +263,9 @@ class Learner(nn.Module):
     def _copied(self, statistics: str) -> list[tuple[str, Tensor]]:
         """What of the model the learner has taken copies of, which a later change of the model does not reach."""
         norm = tensors_of(self.norm)
-        found = [(name, p) for name, p in self.model.named_parameters() if name in norm] if norm else []
+        found: list[tuple[str, Tensor]] = []
+        if norm:
+            found += [(name, p) for name, p in self.model.named_parameters() if name in norm]
         if statistics == "running":
             ends = tuple(f"{name}.running_{part}" for name in self._forward.norms for part in ("mean", "var"))
             found += [(name, b) for name, b in self.model.named_buffers() if name in ends]

@@ -8,7 +8,7 @@ for each task inside the vmap, then averaged: differentiating the mean of a vmap
 second order where built-in norm layers have adapted weights.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -30,6 +30,7 @@ from fewstep.metalearning.inner_loop import (
     transformed_first_order,
     transformed_second_order,
 )
+from fewstep.metalearning.probe import double
 from fewstep.metalearning.randomness import Keys
 from fewstep.metalearning.side_by_side import at_once, side_by_side
 from fewstep.methods.schedules import Order
@@ -76,7 +77,7 @@ class Fixed(NamedTuple):
     model: Parameters
     running: MomentsByNorm
 
-    def with_learned(self, learned: Parameters) -> Meta:
+    def with_learned(self, learned: Mapping[str, Tensor]) -> Meta:
         """All that a task starts from, with the learned tensors under their meta-parameter names."""
         parts: dict[str, Parameters] = {"model": dict(self.model), "rates": {}, "norm": {}}
         for name, tensor in learned.items():
@@ -98,8 +99,8 @@ class Work(NamedTuple):
     def task(self, index: int) -> Task:
         """One task of the meta-batch."""
         b = self.batch
-        parts = tree_map(lambda t: t[index], (b.support_x, b.support_y, b.query_x, b.query_y))
-        return Task(*parts, self.keys[index : index + 1])
+        sx, sy, qx, qy = tree_map(lambda t: t[index], (b.support_x, b.support_y, b.query_x, b.query_y))
+        return Task(sx, sy, qx, qy, self.keys[index : index + 1])
 
     def part(self, which: range) -> "Work":
         """The same for some of the tasks."""
@@ -111,6 +112,11 @@ class Work(NamedTuple):
         method = self.inner.method.replace(steps=min(self.inner.method.steps, 1))
         short = self.part(range(min(tasks, len(self.batch))))
         return short._replace(inner=self.inner._replace(method=method), plan=Plan(self.plan.order, [1.0]))
+
+    def double(self) -> "Work":
+        """The same in float64."""
+        learned, fixed = double((self.learned, self.fixed))
+        return self._replace(learned=learned, fixed=fixed, batch=self.batch.to(torch.float64))
 
     def leaves(self) -> Parameters:
         """The learned tensors as the sources of a gradient."""
@@ -127,7 +133,7 @@ def stacked(seen: Sequence[MomentsByNorm]) -> dict[str, Moments]:
 
 def task_loss(inner: InnerLoop, plan: Plan, meta: Meta, gradient: Gradient, task: Task) -> tuple[Tensor, Outcome]:
     """Σ_i w_i meta_loss(θ_{i+1}) of one task; a query pass only where a weight asks for one."""
-    steps, total = inner.method.steps, 0.0
+    steps, total = inner.method.steps, 0.0  # type: int, Any
     moments: list[MomentsByNorm] = []
     for state in inner.adapt(meta, task, steps, gradient):
         if state.step:
@@ -200,11 +206,11 @@ class Transformed:
     def __call__(self, learned: Parameters, moves: Parameters, *parts: Any) -> Result:
         return torch.func.grad(self._loss, has_aux=True)(learned, moves, *parts)
 
-    def _loss(self, learned: Parameters, moves: Parameters, *parts: Any) -> tuple[Tensor, Outcome]:
+    def _loss(self, learned: Parameters, moves: Parameters, sx: Any, sy: Tensor, qx: Any, qy: Tensor) -> Any:
         gradient = transformed_second_order if self.plan.order == "second" else transformed_first_order
         meta = self.fixed.with_learned(learned)
         meta.model.update(moves)
-        return task_loss(self.inner, self.plan, meta, gradient, Task(*parts, self.keys))
+        return task_loss(self.inner, self.plan, meta, gradient, Task(sx, sy, qx, qy, self.keys))
 
     def of_all(self, learned: Parameters, moves: Parameters, *parts: Any) -> Result:
         """The same of several tasks at once: the mean gradient, and outcomes with a leading task axis."""

@@ -58,8 +58,8 @@ def no_second_derivative(work: Work) -> str | None:
     except RuntimeError:  # an error of another kind, and the same again
         return None
     if probe.found:
-        name, kind, reason = probe.found
-        where = f"layer {name} ({kind}): {reason}" if name else f"{kind}: {reason}"
+        name, kind, why = probe.found
+        where = f"layer {name} ({kind}): {why}" if name else f"{kind}: {why}"
     elif reason := why_not_twice(_Loss(inner.loss, task.support_y), output):
         where = f"the loss: {reason}"
     else:

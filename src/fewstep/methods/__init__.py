@@ -3,9 +3,10 @@
 from fewstep.methods.ablation import Variant, ablation
 from fewstep.methods.changes import as_change, changed
 from fewstep.methods.meta_losses import Distance, QueryLoss
-from fewstep.methods.method import Method, differences, from_json, to_json
+from fewstep.methods.method import Method, differences, from_json
 from fewstep.methods.parts import All, AllButNorm, Body, Head, Matching, Norm, Outer, Recipe
 from fewstep.methods.presets import PRESETS, Setting, preset, preset_names
+from fewstep.methods.records import to_json
 from fewstep.methods.rules import PerLayerPerStep, PerParameter, Rule, Sgd
 from fewstep.methods.schedules import (
     Annealed,

@@ -23,7 +23,8 @@ class Variant:
     """A row of an ablation: one of the two methods, with at most one field as in the other.
 
     Arguments:
-        name: what tables call it. of_base: whether it starts from the base, not from the method.
+        name: what tables call it.
+        of_base: whether it starts from the base, not from the method.
         path, value: the field, as `differences` names it, and what is put there; no path for the method and the base.
         method: the whole.
 
@@ -42,7 +43,8 @@ class Variant:
 def ablation(method: Method, base: Method) -> tuple[list[Variant], dict[str, str]]:
     """The method, the method without each choice, the base with each alone, the base; equal ones once.
 
-    Returns the variants, and {name left out: name of its equal}.
+    Returns:
+        The variants, and {name left out: name of its equal}.
 
     Raises:
         BadInput: two methods that do not differ.

@@ -2,13 +2,14 @@
 
 import json
 from dataclasses import fields, is_dataclass
-from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, get_type_hints
 
 from fewstep.errors import BadInput, unknown
-from fewstep.methods.method import FAMILIES, PARTS, Method, part_from_json, to_json
+from fewstep.methods.method import Method
+from fewstep.methods.records import PARTS, fits, from_json, parts_of, required, to_json
 
 SPELLED = {"True": True, "False": False, "None": None}  # as every other option spells them, beside JSON's own
+LEVELS = 150  # a schedule chosen by its word changes at the epochs of MAML++'s published run
 
 
 def changed(method: Method, change: str) -> Method:
@@ -16,10 +17,10 @@ def changed(method: Method, change: str) -> Method:
 
     Arguments:
         change: `FIELD=VALUE`. The field may be dotted; the value is a number, a word, the name of a part for the part
-            at its defaults, or JSON.
+            at its defaults, the word of a part for what the option of that word does, or JSON.
 
     Raises:
-        BadInput: an unknown field or part, a value that the field cannot take.
+        BadInput: an unknown field or part, a value that the field cannot hold.
 
     Example:
         >>> changed(Method(), "norm.affine=per_step").norm.affine
@@ -30,16 +31,47 @@ def changed(method: Method, change: str) -> Method:
     path, equals, text = change.partition("=")
     if not equals:
         raise BadInput(f"--set {change}: write FIELD=VALUE, as in norm.affine=per_step")
-    value, kind, now = _value(text), Method, method
+    try:
+        return put(method, path, _value(text), text)
+    except BadInput as error:
+        raise BadInput(f"--set {change}: {error}") from error
+
+
+def put(method: Method, path: str, value: Any, text: str) -> Method:
+    """The method with a value, or the part of a word, at a dotted path; `text` is how the user wrote it.
+
+    Raises:
+        BadInput: as `changed` does.
+    """
+    kind: Any = Method
+    now: Any = method
     for name in path.split("."):
         names = [f.name for f in fields(now)] if is_dataclass(now) else []
         if name not in names:
             raise unknown(f"field of {type(now).__name__}", name, names)
         kind, now = get_type_hints(type(now))[name], getattr(now, name)
-    if not _fits(value, kind):
-        known = f"; known: {', '.join(part.__name__ for part in FAMILIES[kind])}" if kind in FAMILIES else ""
-        raise BadInput(f"--set {change}: {path} cannot be {text}; without it, it is {_text(now)}{known}")
+    if isinstance(value, str) and (known := parts_of(kind)):
+        if value not in known:
+            raise unknown(name.replace("_", " "), value, known)
+        value = in_place_of(now, known[value])
+    if not fits(value, kind):
+        parts = ", ".join(part.__name__ for part in parts_of(kind).values())
+        raise BadInput(f"{path} cannot be {text}; without it, it is {_text(now)}" + (parts and f"; known: {parts}"))
     return method.replace(**{path.replace(".", "__"): value})
+
+
+def in_place_of(now: Any, kind: type) -> Any:
+    """A part of another kind, with the numbers of the one it takes the place of where it has the same fields.
+
+    Example:
+        >>> in_place_of(PARTS["Sgd"](0.4), PARTS["PerLayerPerStep"])
+        PerLayerPerStep(rate=0.4)
+    """
+    if absent := required(kind):
+        raise BadInput(f"{kind.__name__} needs {', '.join(absent)}; write it as JSON")
+    names = {f.name for f in fields(kind)}  # type: ignore[arg-type]
+    published = {"levels": LEVELS} if "levels" in names else {}
+    return kind(**published | {f.name: getattr(now, f.name) for f in fields(now) if f.name in names})
 
 
 def as_change(path: str, value: Any) -> str:
@@ -56,11 +88,9 @@ def _value(text: str) -> Any:
     if text in SPELLED:
         return SPELLED[text]
     try:
-        return part_from_json(json.loads(text))
-    except ValueError as error:
-        if isinstance(error, BadInput):
-            raise
-        return part_from_json({"part": text}) if text in PARTS else text
+        return from_json(json.loads(text))
+    except json.JSONDecodeError:
+        return from_json({"part": text}) if is_dataclass(PARTS.get(text)) else text
 
 
 def _text(value: Any) -> str:
@@ -72,20 +102,3 @@ def _text(value: Any) -> str:
     except BadInput:
         pass  # a part that has no defaults
     return json.dumps(to_json(value))
-
-
-def _fits(value: Any, kind: Any) -> bool:
-    """Whether a field of this type may hold the value."""
-    if kind in FAMILIES:
-        return isinstance(value, FAMILIES[kind])
-    origin, inner = get_origin(kind), get_args(kind)
-    if origin is Literal:
-        return value in inner
-    if origin in (Union, UnionType):
-        return any(_fits(value, one) for one in inner)
-    if origin is tuple:
-        kinds = inner[:1] * len(value) if isinstance(value, tuple) and inner[1:] == (...,) else inner
-        return isinstance(value, tuple) and len(value) == len(kinds) and all(map(_fits, value, kinds))
-    if kind is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))

@@ -7,15 +7,17 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from fewstep.methods.records import Part
 
-class MetaLoss(Protocol):
+
+class MetaLoss(Part, Protocol):
     """The loss of one task after an inner step, from its query loss, and the weights before and after adapting."""
 
     def __call__(self, query_loss: Tensor, start: Mapping[str, Tensor], adapted: Mapping[str, Tensor]) -> Tensor: ...
 
 
 @dataclass(frozen=True)
-class QueryLoss:
+class QueryLoss(MetaLoss):
     """The loss on the queries (MAML, arXiv 1703.03400).
 
     Example:
@@ -28,7 +30,7 @@ class QueryLoss:
 
 
 @dataclass(frozen=True)
-class Distance:
+class Distance(MetaLoss):
     """How far adapting moves the weights (Reptile, arXiv 1803.02999); labels of queries are not looked at.
 
         ½ ‖θ − θ_N‖²  over the adapted parameters, whose gradient with θ_N a constant is θ − θ_N

@@ -6,23 +6,8 @@ from typing import Any
 
 from fewstep.errors import BadInput, unknown
 from fewstep.methods import meta_losses, parts, rules, schedules
+from fewstep.methods.records import built, check
 from fewstep.methods.sharpness import Sharpness
-
-FAMILIES: dict[Any, tuple[type, ...]] = {
-    rules.Rule: (rules.Sgd, rules.PerParameter, rules.PerLayerPerStep),
-    parts.Adapted: (parts.All, parts.AllButNorm, parts.Head, parts.Body, parts.Matching),
-    schedules.OrderSchedule: (schedules.SecondOrder, schedules.FirstOrder, schedules.FirstThenSecond),
-    schedules.StepWeights: (schedules.LastStep, schedules.Uniform, schedules.Annealed),
-    schedules.RateSchedule: (schedules.Constant, schedules.Cosine, schedules.Linear),
-    meta_losses.MetaLoss: (meta_losses.QueryLoss, meta_losses.Distance),
-}
-"""From what a part must do to the parts that do it."""
-
-PARTS: dict[str, type] = {
-    kind.__name__: kind
-    for family in (*FAMILIES.values(), (parts.Norm, Sharpness, parts.Outer, parts.Recipe))
-    for kind in family
-}
 
 
 @dataclass(frozen=True)
@@ -34,11 +19,11 @@ class Method:
 
     Arguments:
         name: what results and reports call it; nothing depends on it.
-        steps: inner steps N while training; evaluation uses as many unless told otherwise.
-        rule: the inner update and the rates it learns.
-        adapted: which parameters the inner loop updates.
-        order: derivative order of the meta-gradient, by progress.
-        step_weights: weights of the meta-losses after each inner step, by progress.
+        steps: inner steps. N while training; evaluation uses as many unless told otherwise.
+        rule: inner update, and the rates it learns.
+        adapted: in the inner loop, which parameters it updates.
+        order: derivative order, of the meta-gradient by progress.
+        step_weights: query losses, their weights after each inner step by progress.
         meta_loss: what the outer loop makes smaller: the query loss, or the distance to the adapted weights.
         norm: per-step or shared affine weights; which statistics.
         sharpness: radii of perturbations at the inner and outer loop.
@@ -46,7 +31,7 @@ class Method:
         recipe: length of the published run.
 
     Raises:
-        BadInput: negative steps.
+        BadInput: steps that are no whole number from 0 up.
 
     Example:
         >>> import fewstep
@@ -67,6 +52,7 @@ class Method:
     recipe: parts.Recipe = field(default_factory=parts.Recipe)
 
     def __post_init__(self) -> None:
+        check(Method, {"steps": self.steps})
         if self.steps < 0:
             raise BadInput(f"steps is {self.steps}; a method takes zero or more inner steps")
 
@@ -111,54 +97,14 @@ def differences(method: Method, base: Method) -> dict[str, tuple[Any, Any]]:
     return found
 
 
-def to_json(value: Any) -> Any:
-    """A method or a part as JSON values; `from_json` gives the equal record back."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        record = {f.name: to_json(getattr(value, f.name)) for f in fields(value)}
-        return record if isinstance(value, Method) else {"part": type(value).__name__, **record}
-    return list(value) if isinstance(value, tuple) else value
-
-
 def from_json(record: dict[str, Any]) -> Method:
     """The method that `to_json` wrote.
 
     Raises:
-        BadInput: an unknown part or field.
+        BadInput: unknown fields or parts, values that a field cannot hold; names the nearest.
 
     Example:
-        >>> from_json(to_json(Method())) == Method()
-        True
+        >>> from_json({"steps": 3}).steps
+        3
     """
-    return _build(Method, record)
-
-
-def part_from_json(value: Any) -> Any:
-    """A part, or a plain value, that `to_json` wrote.
-
-    Raises:
-        BadInput: an unknown part or field, values that the part cannot take.
-
-    Example:
-        >>> part_from_json({"part": "Sgd", "rate": 0.5})
-        Sgd(rate=0.5)
-    """
-    if isinstance(value, dict):
-        if value.get("part") not in PARTS:
-            raise unknown("part", str(value.get("part")), PARTS)
-        return _build(PARTS[value["part"]], value)
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _build(kind: type, record: dict[str, Any]) -> Any:
-    names = [f.name for f in fields(kind)]
-    values = {}
-    for name, value in record.items():
-        if name == "part":
-            continue
-        if name not in names:
-            raise unknown(f"field of {kind.__name__}", name, names)
-        values[name] = part_from_json(value)
-    try:
-        return kind(**values)
-    except TypeError as error:
-        raise BadInput(f"{record} is no {kind.__name__}: {error}") from error
+    return built(Method, record)

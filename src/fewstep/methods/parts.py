@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fewstep.errors import BadInput, unknown
+from fewstep.methods.records import Part
 from fewstep.methods.schedules import Constant, RateSchedule
 
 Statistics = Literal["batch", "running", "support", "frozen"]
@@ -16,14 +17,14 @@ Affine = Literal["shared", "per_step"]
 Optimiser = Literal["adam", "sgd"]
 
 
-class Adapted(Protocol):
+class Adapted(Part, Protocol):
     """Chooses, from a model's parameter names, those that the inner loop updates."""
 
     def __call__(self, names: Sequence[str], norms: Collection[str]) -> list[str]: ...
 
 
 @dataclass(frozen=True)
-class All:
+class All(Adapted):
     """The inner loop updates every parameter.
 
     Example:
@@ -36,7 +37,7 @@ class All:
 
 
 @dataclass(frozen=True)
-class AllButNorm:
+class AllButNorm(Adapted):
     """The inner loop updates every parameter but the weights and biases of normalisation layers.
 
     What MAML's and MAML++'s released codes do; layers are recognised by their type, not by their name.
@@ -56,7 +57,7 @@ def _of_head(name: str, names: Sequence[str]) -> bool:
 
 
 @dataclass(frozen=True)
-class Head:
+class Head(Adapted):
     """The inner loop updates the head alone: the module that holds the model's last parameter (ANIL, arXiv 1909.09157).
 
     Example:
@@ -69,7 +70,7 @@ class Head:
 
 
 @dataclass(frozen=True)
-class Body:
+class Body(Adapted):
     """The inner loop updates all but the head and the norms (BOIL, arXiv 2008.08882).
 
     Example:
@@ -82,7 +83,7 @@ class Body:
 
 
 @dataclass(frozen=True)
-class Matching:
+class Matching(Adapted):
     """The inner loop updates the parameters whose name matches a pattern of the shell's kind.
 
     Arguments:
@@ -100,12 +101,12 @@ class Matching:
 
 
 @dataclass(frozen=True)
-class Norm:
+class Norm(Part):
     """How normalisation layers behave in the inner loop.
 
     Arguments:
-        affine: their weights and biases are `shared` by all inner steps, or learned `per_step` (BNWB of MAML++).
-        statistics: what batch norm normalises by when evaluating.
+        affine: norm weights; with biases `shared` by all inner steps, or learned `per_step` (BNWB of MAML++).
+        statistics: evaluate by, what batch norm normalises by.
             `batch`: every forward pass by its own batch, so an answer depends on the other queries (transductive);
             `running`: running statistics, kept for every inner step (BNRS of MAML++);
             `support`: queries by the statistics of the support set, so an image gets one answer alone or in a crowd;
@@ -137,14 +138,14 @@ class Norm:
 
 
 @dataclass(frozen=True)
-class Outer:
+class Outer(Part):
     """The outer step: an optimiser on the meta-gradient.
 
     Arguments:
-        rate: schedule of the outer learning rate.
+        rate: outer rate, a schedule.
         betas: Adam's decay rates of the first and second moment.
         optimiser: `adam`, or `sgd`: meta ← meta − rate · gradient.
-        clamp: clamp every entry of the gradients of the model's and norms' tensors to [−clamp, clamp]; learned rates
+        clamp: clamp outer gradients to ± this. Every entry of those of the model's and norms' tensors; learned rates
             are left alone (the released MAML and MAML++ do this with 10 on mini-ImageNet).
 
     Raises:
@@ -179,7 +180,7 @@ class Outer:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Recipe(Part):
     """How long the published run is: what a training uses where the user says nothing.
 
     Arguments:

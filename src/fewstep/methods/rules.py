@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from fewstep.errors import BadInput
+from fewstep.methods.records import Part
 
 Weights = Mapping[str, Tensor]
 
@@ -28,23 +29,24 @@ def row(rows: Tensor, step: int) -> Tensor:
 
 def _check_rate(part: object, *rates: float) -> None:
     if not all(map(math.isfinite, rates)):
-        raise BadInput(f"{part}: a rate must be a finite number")
+        raise BadInput(f"{type(part).__name__}: a rate must be a finite number")
 
 
-class Rule(Protocol):
+class Rule(Part, Protocol):
     def rates(self, fast: Weights, steps: int) -> dict[str, Tensor]: ...
 
     def update(self, fast: Weights, gradients: Weights, rates: Weights, step: int) -> dict[str, Tensor]: ...
 
 
 @dataclass(frozen=True)
-class Sgd:
+class Sgd(Rule):
     """Gradient descent with one fixed rate (MAML, arXiv 1703.03400).
 
         θ ← θ − α ∇L
 
     Arguments:
-        rate: α, for a loss that is a mean over the support set. Codes that sum over ways need α / ways there.
+        rate: inner learning rate, or where learned ones start. It is α for a loss that is a mean over the support set;
+            codes that sum over ways need α / ways.
 
     Example:
         >>> Sgd(0.5).update({"w": torch.tensor(1.0)}, {"w": torch.tensor(0.2)}, {}, 0)
@@ -64,7 +66,7 @@ class Sgd:
 
 
 @dataclass(frozen=True)
-class PerParameter:
+class PerParameter(Rule):
     """A learned rate for every scalar of the adapted parameters (Meta-SGD, arXiv 1707.09835).
 
         θ ← θ − α ∘ ∇L
@@ -93,7 +95,7 @@ class PerParameter:
 
 
 @dataclass(frozen=True)
-class PerLayerPerStep:
+class PerLayerPerStep(Rule):
     """A learned rate for every parameter tensor and inner step (LSLR of MAML++, arXiv 1810.09502).
 
         θ_l ← θ_l − α_{l,i} ∇_l L        at inner step i, for tensor l

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 from fewstep.errors import BadInput
+from fewstep.methods.records import Part
 
 Order = Literal["first", "second"]
 
@@ -21,7 +22,7 @@ def _cut(progress: float, levels: int | None) -> float:
 
 def _check_rates(part: object, levels: int | None, *rates: float) -> None:
     if not all(0 <= rate < math.inf for rate in rates) or (levels is not None and levels < 1):
-        raise BadInput(f"{part}: rates must be finite numbers from 0 up, and levels at least 1")
+        raise BadInput(f"{type(part).__name__}: rates must be finite numbers from 0 up, and levels at least 1")
 
 
 def _check_fraction(part: object, name: str, value: float) -> None:
@@ -32,12 +33,12 @@ def _check_fraction(part: object, name: str, value: float) -> None:
 # --- derivative order: progress -> "first" | "second" ---------------------------------------------------------------
 
 
-class OrderSchedule(Protocol):
+class OrderSchedule(Part, Protocol):
     def __call__(self, progress: float) -> Order: ...
 
 
 @dataclass(frozen=True)
-class SecondOrder:
+class SecondOrder(OrderSchedule, word="second"):
     """Differentiate through the inner gradients, all the training long (MAML, arXiv 1703.03400).
 
     Example:
@@ -50,7 +51,7 @@ class SecondOrder:
 
 
 @dataclass(frozen=True)
-class FirstOrder:
+class FirstOrder(OrderSchedule, word="first"):
     """Take inner gradients as constants, all the training long (first-order MAML, arXiv 1703.03400 §5.2).
 
     Example:
@@ -63,7 +64,7 @@ class FirstOrder:
 
 
 @dataclass(frozen=True)
-class FirstThenSecond:
+class FirstThenSecond(OrderSchedule, word="annealed"):
     """First order until a fraction of the training, second order from there (DA of MAML++, arXiv 1810.09502).
 
     Arguments:
@@ -90,12 +91,12 @@ class FirstThenSecond:
 # --- step weights: (progress, steps) -> one weight for the query loss after each inner step --------------------------
 
 
-class StepWeights(Protocol):
+class StepWeights(Part, Protocol):
     def __call__(self, progress: float, steps: int) -> tuple[float, ...]: ...
 
 
 @dataclass(frozen=True)
-class LastStep:
+class LastStep(StepWeights, word="last"):
     """Only the query loss after the last inner step counts: w = (0, …, 0, 1).
 
     Example:
@@ -108,7 +109,7 @@ class LastStep:
 
 
 @dataclass(frozen=True)
-class Uniform:
+class Uniform(StepWeights):
     """The query loss after every inner step counts the same: w_i = 1/N.
 
     Example:
@@ -121,7 +122,7 @@ class Uniform:
 
 
 @dataclass(frozen=True)
-class Annealed:
+class Annealed(StepWeights):
     """Multi-step loss, from uniform to the last step (MSL of MAML++, arXiv 1810.09502 and its released code).
 
         w_i = max((1/N)(1 − p/over), floor/N)  for i < N−1,   w_{N−1} = 1 − Σ w_i;   the last step alone once p ≥ over
@@ -162,7 +163,7 @@ class Annealed:
 # --- outer rate: progress -> learning rate of the outer optimiser ----------------------------------------------------
 
 
-class RateSchedule(Protocol):
+class RateSchedule(Part, Protocol):
     def __call__(self, progress: float) -> float: ...
 
     def starting(self, rate: float) -> "RateSchedule":
@@ -171,8 +172,11 @@ class RateSchedule(Protocol):
 
 
 @dataclass(frozen=True)
-class Constant:
+class Constant(RateSchedule):
     """The same outer rate all the training long.
+
+    Arguments:
+        rate: outer learning rate, where its schedule starts.
 
     Example:
         >>> Constant(1e-3)(0.7)
@@ -192,7 +196,7 @@ class Constant:
 
 
 @dataclass(frozen=True)
-class Cosine:
+class Cosine(RateSchedule):
     """One cosine descent of the outer rate (CA of MAML++, arXiv 1810.09502).
 
         β(p) = β_min + ½ (β_max − β_min)(1 + cos(πp))
@@ -222,7 +226,7 @@ class Cosine:
 
 
 @dataclass(frozen=True)
-class Linear:
+class Linear(RateSchedule):
     """A straight line of the outer rate (Reptile, arXiv 1803.02999).
 
         β(p) = (1 − p) β_start + p β_end

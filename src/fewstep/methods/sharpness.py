@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from fewstep.errors import BadInput
+from fewstep.methods.records import Part
 
 
 @dataclass(frozen=True)
-class Sharpness:
+class Sharpness(Part):
     """Radii of the perturbations at the inner and at the outer loop; zero is none.
 
         ε = ρ g / ‖g‖,   or adaptive  ε = ρ |w|² g / ‖ |w| g ‖,   with one norm over all tensors together
@@ -20,9 +21,10 @@ class Sharpness:
     meta-batch; a second pass there, over the same tasks, gives the gradient that reaches the optimiser.
 
     Arguments:
-        inner, outer: the radius ρ of each.
-        adaptive: scale the ball with the weights (ASAM).
-        detached: take the inner ε as a constant in the meta-gradient; Sharp-MAML's code differentiates through it.
+        inner: sharpness radius ρ at the inner loop; 0 is none.
+        outer: sharpness radius ρ at the outer loop; 0 is none.
+        adaptive: True: radii scale with the weights (ASAM).
+        detached: True: the inner perturbation is a constant. Sharp-MAML's code differentiates through it.
 
     Raises:
         BadInput: a negative radius.

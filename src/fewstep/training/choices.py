@@ -1,101 +1,86 @@
-"""What a training may be asked for: each option once, with its type and its line of help.
+"""What a training may be asked for: records of plain fields, whose docstrings are the help of the command line.
 
-`Experiment` is made of these records, and so are the command-line verbs that train.
+A field with a path is a short name of one of `Method`'s: its help, and what it means, are that field's own.
 """
 
-from dataclasses import dataclass
-from typing import Annotated, Literal
+from dataclasses import dataclass, field, fields
+from typing import Literal
 
-from tyro.conf import UseAppendAction, arg
-
-
-def own(metavar: str) -> object:
-    """An option whose None means the preset's or the data set's own value: one line of help, without "None"."""
-    return arg(metavar=metavar, help_behavior_hint="")
-
-
-N, X, NAME, PATH, BOOL = own("N"), own("X"), own("NAME"), own("PATH"), own("BOOL")
+from fewstep.methods.parts import Affine, Statistics
 
 
 @dataclass(frozen=True, kw_only=True)
 class Images:
     """How images are read and halved; None means the data set's own way.
 
+    Arguments:
+        split: Omniglot: random, lake or vinyals.
+        rotations: Quarter turns in training: off, task, classes.
+        invert: Omniglot: True if ink is 1, not 0.
+        resize: Omniglot: lanczos or nearest.
+        image_size: Pixels a side (28).
+        downsample: Conv4 halves by max_pool or stride.
+
     Example:
         >>> Images(image_size=20).split is None
         True
     """
 
-    split: Annotated[Literal["random", "lake", "vinyals"] | None, NAME] = None
-    """Omniglot: random, lake or vinyals."""
-    rotations: Annotated[Literal["off", "task", "classes"] | None, NAME] = None
-    """Quarter turns in training: off, task, classes."""
-    invert: Annotated[bool | None, BOOL] = None
-    """Omniglot: True if ink is 1, not 0."""
-    resize: Annotated[Literal["lanczos", "nearest"] | None, NAME] = None
-    """Omniglot: lanczos or nearest."""
-    image_size: Annotated[int, N] = 28
-    """Pixels a side (28)."""
-    downsample: Annotated[Literal["max_pool", "stride"], NAME] = "max_pool"
-    """Conv4 halves by max_pool or stride."""
+    split: Literal["random", "lake", "vinyals"] | None = None
+    rotations: Literal["off", "task", "classes"] | None = None
+    invert: bool | None = None
+    resize: Literal["lanczos", "nearest"] | None = None
+    image_size: int = 28
+    downsample: Literal["max_pool", "stride"] = "max_pool"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Choices:
     """Data, tasks, model, and parts of the method; None means the preset's or the data set's own.
 
+    Arguments:
+        data: omniglot, sinusoid or strokes (strokes).
+        data_dir: Where omniglot lies; else $FEWSTEP_DATA, ./data.
+        ways: Classes in a task (5).
+        shots: Support images a class (1).
+        queries: Query images a class (1).
+        evaluation_queries: The same for validation and test tasks.
+        model: Of images: conv4 or resnet12 (conv4).
+        filters: Channels; resnet12 doubles them each block (64).
+        precision: Of convolutions: float32, tf32, bf16 (float32).
+        set: Any field of the method: norm.momentum=0.2
+
     Example:
         >>> Choices(data="sinusoid").order is None
         True
     """
 
-    data: Annotated[str, NAME] = "strokes"
-    """omniglot, sinusoid or strokes (strokes)."""
-    data_dir: Annotated[str | None, PATH] = None
-    """Where omniglot lies; else $FEWSTEP_DATA, ./data."""
-    ways: Annotated[int, N] = 5
-    """Classes in a task (5)."""
-    shots: Annotated[int | None, N] = None
-    """Support images a class (1)."""
-    queries: Annotated[int | None, N] = None
-    """Query images a class (1)."""
-    evaluation_queries: Annotated[int | None, N] = None
-    """The same for validation and test tasks."""
-    model: Annotated[Literal["conv4", "resnet12"], NAME] = "conv4"
-    """Of images: conv4 or resnet12 (conv4)."""
-    filters: Annotated[int, N] = 64
-    """Channels; resnet12 doubles them each block (64)."""
-    precision: Annotated[Literal["float32", "tf32", "bf16"] | None, NAME] = None
-    """Of convolutions: float32, tf32, bf16 (float32)."""
-    steps: Annotated[int | None, N] = None
-    """Inner steps."""
-    inner_rate: Annotated[float | None, X] = None
-    """Inner learning rate, or where learned ones start."""
-    rule: Annotated[Literal["sgd", "per-layer-per-step"] | None, NAME] = None
-    """sgd or per-layer-per-step (LSLR)."""
-    adapted: Annotated[Literal["all", "all-but-norm", "head", "body"] | None, NAME] = None
-    """In the inner loop: all, all-but-norm, head, body."""
-    order: Annotated[Literal["first", "second", "annealed"] | None, NAME] = None
-    """Derivative order: first, second, annealed (DA)."""
-    step_weights: Annotated[Literal["last", "uniform", "annealed"] | None, NAME] = None
-    """Query losses: last, uniform, annealed (MSL)."""
-    affine: Annotated[Literal["shared", "per_step"] | None, NAME] = None
-    """Norm weights: shared or per_step (BNWB)."""
-    statistics: Annotated[Literal["batch", "running", "support"] | None, NAME] = None
-    """Evaluate by batch, running (BNRS) or support."""
-    inner_radius: Annotated[float | None, X] = None
-    """Sharpness radius at the inner loop; 0 is none."""
-    outer_radius: Annotated[float | None, X] = None
-    """Sharpness radius at the outer loop; 0 is none."""
-    adaptive: Annotated[bool | None, BOOL] = None
-    """True: radii scale with the weights (ASAM)."""
-    detached: Annotated[bool | None, BOOL] = None
-    """True: the inner perturbation is a constant."""
-    outer_rate: Annotated[float | None, X] = None
-    """Outer learning rate, where its schedule starts."""
-    schedule: Annotated[Literal["constant", "cosine"] | None, NAME] = None
-    """Outer rate: constant or cosine (CA)."""
-    clamp: Annotated[float | None, X] = None
-    """Clamp outer gradients to ± this."""
-    set: Annotated[UseAppendAction[tuple[str, ...]], own("FIELD=VALUE")] = ()
-    """Any field of the method: norm.momentum=0.2"""
+    data: str = "strokes"
+    data_dir: str | None = None
+    ways: int = 5
+    shots: int | None = None
+    queries: int | None = None
+    evaluation_queries: int | None = None
+    model: Literal["conv4", "resnet12"] = "conv4"
+    filters: int = 64
+    precision: Literal["float32", "tf32", "bf16"] | None = None
+    steps: int | None = field(default=None, metadata={"path": "steps"})
+    rule: str | None = field(default=None, metadata={"path": "rule"})
+    inner_rate: float | None = field(default=None, metadata={"path": "rule.rate"})
+    adapted: str | None = field(default=None, metadata={"path": "adapted"})
+    order: str | None = field(default=None, metadata={"path": "order"})
+    step_weights: str | None = field(default=None, metadata={"path": "step_weights"})
+    affine: Affine | None = field(default=None, metadata={"path": "norm.affine"})
+    statistics: Statistics | None = field(default=None, metadata={"path": "norm.statistics"})
+    inner_radius: float | None = field(default=None, metadata={"path": "sharpness.inner"})
+    outer_radius: float | None = field(default=None, metadata={"path": "sharpness.outer"})
+    adaptive: bool | None = field(default=None, metadata={"path": "sharpness.adaptive"})
+    detached: bool | None = field(default=None, metadata={"path": "sharpness.detached"})
+    schedule: str | None = field(default=None, metadata={"path": "outer.rate"})
+    outer_rate: float | None = field(default=None, metadata={"path": "outer.rate.rate"})
+    clamp: float | None = field(default=None, metadata={"path": "outer.clamp"})
+    set: tuple[str, ...] = ()
+
+
+SHORT: dict[str, str] = {f.name: f.metadata["path"] for f in fields(Choices) if f.metadata}
+"""From the short names of fields of a method to their paths, in the order in which they are applied."""

@@ -1,8 +1,8 @@
 """`Experiment`: everything a training is asked for, as one record that a run directory keeps and a page can show."""
 
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any
 
 import torch
 from torch import nn
@@ -10,36 +10,13 @@ from torch.nn import functional as F
 
 from fewstep.errors import BadInput, unknown
 from fewstep.metalearning.learner import Learner
-from fewstep.methods import (
-    All,
-    AllButNorm,
-    Annealed,
-    Body,
-    Constant,
-    Cosine,
-    FirstOrder,
-    FirstThenSecond,
-    Head,
-    LastStep,
-    Method,
-    PerLayerPerStep,
-    SecondOrder,
-    Setting,
-    Sgd,
-    Uniform,
-    changed,
-    preset,
-)
+from fewstep.methods import Method, Setting, changed, preset
+from fewstep.methods.changes import put
+from fewstep.methods.records import built, check, to_json
 from fewstep.models import MLP, Conv4, ResNet12
 from fewstep.tasks import ImageDataset, Tasks, omniglot, sinusoid, strokes
-from fewstep.training.choices import Choices, Images
+from fewstep.training.choices import SHORT, Choices, Images
 from fewstep.training.run import Run
-
-ORDERS = {"first": FirstOrder(), "second": SecondOrder(), "annealed": FirstThenSecond(until=50 / 150, levels=150)}
-STEP_WEIGHTS = {"last": LastStep(), "uniform": Uniform(), "annealed": Annealed(over=15 / 150, levels=150)}
-SCHEDULES = {"constant": Constant(1e-3), "cosine": Cosine(1e-3, 1e-5, levels=150)}
-RULES = {"sgd": Sgd, "per-layer-per-step": PerLayerPerStep}
-ADAPTED = {"all": All(), "all-but-norm": AllButNorm(), "head": Head(), "body": Body()}
 
 
 @dataclass(frozen=True)
@@ -58,14 +35,7 @@ class Experiment(Choices, Images):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, kind in get_type_hints(Experiment).items():
-            value = getattr(self, name)
-            choices = [c for part in (kind, *get_args(kind)) if get_origin(part) is Literal for c in get_args(part)]
-            if choices and value is not None and value not in choices:
-                raise unknown(name.replace("_", " "), str(value), choices)
-            whole = kind is int or int in get_args(kind)
-            if whole and value is not None and (isinstance(value, bool) or not isinstance(value, int)):
-                raise BadInput(f"{name} is {value!r}; it must be a whole number")
+        check(Experiment, vars(self))
         for name, least in (("ways", 2), ("shots", 1), ("queries", 1), ("evaluation_queries", 1), ("filters", 1)):
             value = getattr(self, name)
             if value is not None and value < least:
@@ -76,18 +46,15 @@ class Experiment(Choices, Images):
             raise BadInput("--downsample stride is an option of conv4; resnet12 halves by max_pool")
         if not 0 <= self.seed < 2**63:
             raise BadInput(f"seed is {self.seed}; it must be a whole number from 0 to 2^63 − 1")
+        self.method()  # raises where a choice of the method is none
 
     @staticmethod
     def from_json(record: Any) -> "Experiment":
         """The experiment that `to_json` wrote."""
         if not isinstance(record, dict) or "preset" not in record:
             raise BadInput("the run's experiment is damaged: it names no preset; the run must be trained anew")
-        known = [f.name for f in fields(Experiment)]
-        for name in record:
-            if name not in known:
-                raise unknown("key of an experiment", name, known)
-        absent = {"set": tuple(record.get("set") or ()), "model": record.get("model") or "conv4"}
-        return Experiment(**{**record, **absent})
+        absent = {"set": record.get("set") or [], "model": record.get("model") or "conv4"}
+        return built(Experiment, record | absent)
 
     def to_json(self) -> dict[str, Any]:
         """The experiment without its place on this machine: a run may be read where its data lie elsewhere."""
@@ -96,42 +63,29 @@ class Experiment(Choices, Images):
             "model": None if self.model == "conv4" else self.model,
             "precision": None if self.precision == "float32" else self.precision,
         }  # None: as in a run from before the field existed
-        return {**asdict(self), "data_dir": None, **absent}
+        return {**to_json(self), "data_dir": None, **absent}
 
     def method(self, setting: Setting | None = None) -> Method:
         """The preset for the setting, with each part that was asked for exchanged."""
         setting = setting or ("sinusoid" if self.data == "sinusoid" else "omniglot")
         method = preset(self.preset, setting=setting, shots=self.shots or 1)
-        if self.rule and not isinstance(method.rule, RULES[self.rule]):
-            method = method.replace(rule=RULES[self.rule](getattr(method.rule, "rate", 0.1)))
-        if self.inner_rate is not None and not hasattr(method.rule, "rate"):
-            raise BadInput(f"{self.preset} has a rate for every scalar: --inner-rate does not apply")
-        changes: dict[str, Any] = {
-            "steps": self.steps,
-            "rule__rate": self.inner_rate,
-            "adapted": ADAPTED[self.adapted] if self.adapted else None,
-            "order": ORDERS[self.order] if self.order else None,
-            "step_weights": STEP_WEIGHTS[self.step_weights] if self.step_weights else None,
-            "norm__affine": self.affine,
-            "norm__statistics": self.statistics,
-            "sharpness__inner": self.inner_radius,
-            "sharpness__outer": self.outer_radius,
-            "sharpness__adaptive": self.adaptive,
-            "sharpness__detached": self.detached,
-            "outer__rate": SCHEDULES[self.schedule] if self.schedule else None,
-            "outer__clamp": self.clamp,
-        }
-        # A choice that the preset has made already keeps the preset's own numbers.
-        own = {"order": method.order, "step_weights": method.step_weights, "outer__rate": method.outer.rate}
-        for name, part in own.items():
-            if type(part) is type(changes[name]):
-                changes[name] = None
-        method = method.replace(**{name: value for name, value in changes.items() if value is not None})
-        if self.outer_rate is not None:
-            method = method.replace(outer__rate=method.outer.rate.starting(self.outer_rate))
+        for name in SHORT:
+            if (value := getattr(self, name)) is not None:
+                method = self._with(method, name, value)
         for change in self.set:
             method = changed(method, change)
         return method
+
+    @staticmethod
+    def _with(method: Method, option: str, value: Any) -> Method:
+        """The method with a short option; an error names it as the command line does."""
+        path, text = SHORT[option], str(value)
+        try:
+            if option == "outer_rate":
+                path, value = "outer.rate", method.outer.rate.starting(value)
+            return put(method, path, value, text)
+        except BadInput as error:
+            raise BadInput(f"--{option.replace('_', '-')} {text}: {error}") from error
 
     def dataset(self) -> ImageDataset | None:
         """The images; None where tasks are not made of images."""
@@ -149,6 +103,16 @@ class Experiment(Choices, Images):
         if self.data == "sinusoid":
             return None
         raise unknown("data set", self.data, ["omniglot", "strokes", "sinusoid"])
+
+    def refuse_unused(self) -> None:
+        """Check a new training for options that change nothing; older runs may have recorded some.
+
+        Raises:
+            BadInput: an option that the data do not have.
+        """
+        for f in fields(self) if self.data == "sinusoid" else ():
+            if f.name in ("ways", "filters", "image_size", "downsample") and getattr(self, f.name) != f.default:
+                raise BadInput(f"--{f.name.replace('_', '-')} is an option of images; sinusoid has none")
 
     def build(self, data: ImageDataset | None = None) -> tuple[Learner, Tasks]:
         """A learner at its initial weights, drawn from the seed, and its tasks, from `dataset()` where not given."""
@@ -182,5 +146,6 @@ def load_run(directory: str | Path, data_dir: str | None = None) -> tuple[Learne
     record = run.config.get("experiment")
     if record is None:
         raise BadInput(f"{directory} was trained from Python: rebuild its learner there, then use Run.load")
-    learner, tasks = replace(Experiment.from_json(record), data_dir=data_dir).build()
+    experiment = replace(Experiment.from_json(record), data_dir=data_dir)
+    learner, tasks = experiment.build()
     return run.load(learner), tasks
