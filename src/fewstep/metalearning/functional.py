@@ -208,6 +208,7 @@ class Functional:
     lasting: bool = False
     facts: dict[ModeOfLayers, Facts] = field(default_factory=dict)
     proven: bool = False  # that a body answers as the model does
+    repeats: bool = False  # an inner step came out the same when it was taken again
     mapped: bool = False  # vmap was tried, and gives what a loop gives
     one_by_one: bool = False  # vmap was tried, and cannot take the model
     widths: dict[Any, int] = field(default_factory=dict)  # of the output, by shape of the input

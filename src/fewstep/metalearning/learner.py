@@ -305,7 +305,7 @@ class Learner(nn.Module):
         What a whole number means is known of cross-entropy alone. Labels are looked at on the CPU only: elsewhere
         looking would wait for the device.
         """
-        whole = [y for y in labels if not y.is_floating_point() and y.device.type == "cpu"]
+        whole = [y for y in labels if y.numel() and not y.is_floating_point() and y.device.type == "cpu"]
         if not self._entropy or not whole:
             return
         lowest, highest = min(int(y.min()) for y in whole), max(int(y.max()) for y in whole)

@@ -254,7 +254,7 @@ def _judge(learner: Learner, outputs: Tensor, batch: TaskBatch) -> _Judged:
     Raises:
         BadInput: the data are not finite.
     """
-    targets, finite = batch.query_y, outputs.isfinite().flatten(2).all(2)
+    targets, finite = batch.query_y.to(outputs.device), outputs.isfinite().flatten(2).all(2)
     if targets.is_floating_point():
         pairs = zip(outputs, targets, strict=True)
         values = torch.stack([torch.stack([learner.loss(o, target) for o in task]) for task, target in pairs]).double()

@@ -173,7 +173,7 @@ class _Training:
             if state.validated:
                 batch = batches(state.step)
                 result = learner.meta_gradient(batch, state.progress)
-                ledger.note(state.step, result, batch.query_y)
+                ledger.note(state.step, result, batch.query_y.to(learner.device, non_blocking=True))
                 rate = outer.rate(state.progress)
                 _outer_step(self.optimizer, self.parameters, outer.clamped(result.gradients), rate)
                 learner.update_buffers(result)
