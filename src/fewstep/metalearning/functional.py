@@ -134,7 +134,8 @@ class Body:
                         slot.place[slot.key] = tensor
                     for norm in self.norms:
                         norm.statistics = Statistics()
-                reset(self.layers, facts.keeps)
+                if facts.keeps:
+                    reset(self.layers, facts.keeps)
         return output, moved
 
     def set_modes(self, modes: ModeOfLayers) -> None:
@@ -342,7 +343,8 @@ class Functional:
             FreeNorms(tensors, now, self.free_norms) if self.free_norms else PLAIN,
         ):
             output, moved = body.run(tensors, inputs, setting, facts, now)
-            output = float32(output) if isinstance(output, Tensor) else tree_map(float32, output)
+            if setting.precision == "bf16":
+                output = tree_map(float32, output)
         return Seen(output, now.seen, moved)
 
     def cross_entropy_gradients(

@@ -1,7 +1,7 @@
 """`Learner`: a model and a method, with everything the outer loop learns."""
 
 from dataclasses import replace
-from typing import Any, NamedTuple, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -11,42 +11,17 @@ from torch.utils._pytree import tree_map
 from fewstep.errors import BadInput, unknown
 from fewstep.metalearning.answers import Answers
 from fewstep.metalearning.execution import Execution
-from fewstep.metalearning.functional import lock_of
 from fewstep.metalearning.inner_loop import ClosedForm, InnerLoop, Loss, Meta, MomentsByNorm, Parameters, Task
+from fewstep.metalearning.learned import Learned, MetaGradient
 from fewstep.metalearning.meta_gradient import Fixed, Plan, Work, threads
 from fewstep.metalearning.modes import own_modes, usable
 from fewstep.metalearning.predictor import Predictor
-from fewstep.metalearning.probe import facts, functional, proven
+from fewstep.metalearning.probe import facts, proven
 from fewstep.metalearning.randomness import Keys, keys_of
-from fewstep.metalearning.tree import Tree, tensors_of
 from fewstep.methods import Method
 from fewstep.methods.parts import Statistics as StatisticsPolicy
-from fewstep.models.norm import NORMS, Moments
+from fewstep.models.norm import Moments
 from fewstep.tasks.batch import TaskBatch
-
-
-class MetaGradient(NamedTuple):
-    """What `Learner.meta_gradient` returns.
-
-    Arguments:
-        loss: mean meta-loss over tasks, scalar.
-        query_logits: (B, Q, …) after the last inner step.
-        gradients: {name: tensor} for every name of `Learner.meta_parameters`.
-        task_losses: (B,), the meta-loss of each task.
-        statistics: batch-norm moments of the support passes, (steps, channels), for `Learner.update_buffers`.
-        moved: buffers that the model's passes moved, by name: their mean over tasks, for the same.
-
-    Example:
-        >>> MetaGradient(torch.tensor(0.5), torch.zeros(1, 2, 3), {}, torch.tensor([0.5]), {}, {}).query_logits.shape
-        torch.Size([1, 2, 3])
-    """
-
-    loss: Tensor
-    query_logits: Tensor
-    gradients: Parameters
-    task_losses: Tensor
-    statistics: MomentsByNorm
-    moved: Parameters
 
 
 class _Executed:
@@ -62,7 +37,7 @@ class _Executed:
         learner.execution = replace(learner.execution, **{self.name: value})
 
 
-class Learner(nn.Module):
+class Learner(Learned):
     """A model, a method and a loss: the meta-gradient of a meta-batch, and adaptation to one task.
 
         ∇_meta (1/B) Σ_b Σ_i w_i L(query_b; θ_{i+1}^b),    θ_{i+1} = rule(θ_i, ∇L(support_b; θ_i))
@@ -115,108 +90,13 @@ class Learner(nn.Module):
         precision: str = "float32",
         compiled: bool = False,
     ):
-        super().__init__()
         if isinstance(loss, nn.Module) and any(p.requires_grad for p in loss.parameters()):
             raise BadInput(
                 "the loss has parameters, and nothing learns them: freeze them (loss.requires_grad_(False)), or make "
                 "them a part of the model"
             )
-        self.execution = Execution(strategy, micro_batch, precision, compiled)
-        self.model, self.method, self.loss = model, method, loss
-        self._forward = functional(model)
-        trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        norms, self.adapted = self._choice()
-        if not self.adapted and method.steps:
-            raise BadInput(f"{method.name} adapts {method.adapted}, but the model has no trainable parameter like that")
-        rows = max(method.steps, 1)
-        with torch.no_grad():
-            self.rates = Tree(method.rule.rates({n: trainable[n] for n in self.adapted}, method.steps))
-            per_step = [n for n in norms if n not in self.adapted] if method.norm.affine == "per_step" else []
-            if method.norm.affine == "per_step" and norms and not per_step:
-                raise BadInput(f"norm.affine is per_step, but {method.adapted} lets the inner loop adapt norm weights")
-            self.norm = Tree({n: trainable[n].detach().expand(rows, *trainable[n].shape).clone() for n in per_step})
-            self.running = Tree(self._initial_moments(rows), buffers=True)
-        self._remember()
-
-    def _choice(self) -> tuple[list[str], tuple[str, ...]]:
-        """Names of the trainable weights of norms, and of what the inner loop adapts."""
-        trainable = [name for name, p in self.model.named_parameters() if p.requires_grad]
-        layers = {f"{name}." if name else "": m for name, m in self.model.named_modules() if isinstance(m, NORMS)}
-        names = {prefix + name for prefix, m in layers.items() for name, _ in m.named_parameters(recurse=False)}
-        norms = [name for name in trainable if name in names]
-        return norms, tuple(self.method.adapted(trainable, set(norms)))
-
-    def _initial_moments(self, rows: int) -> Parameters:
-        """Running statistics of every inner step: those the model has, or zeros and ones."""
-        anchor, moments = next(self.model.parameters()), {}
-        for name, channels in self._forward.norms.items():
-            norm = self.model.get_submodule(name)
-            for part, empty in (("mean", 0.0), ("var", 1.0)):
-                own = getattr(norm, f"running_{part}")
-                start = anchor.new_full((channels,), empty) if own is None else own.detach()
-                moments[f"{name}.{part}"] = start.expand(rows, channels).clone()
-        return moments
-
-    # --- what is learned ---------------------------------------------------------------------------------------------
-
-    def meta_parameters(self) -> dict[str, nn.Parameter]:
-        """Every tensor the outer loop learns, as `model.<name>`, `rates.<name>` or `norm.<name>`.
-
-        A norm weight that is learned for each step appears as `norm.<name>`, not as `model.<name>`.
-        """
-        rates, norm = tensors_of(self.rates), tensors_of(self.norm)
-        model = {name: p for name, p in self.model.named_parameters() if name not in norm}
-        parts = ("model", model), ("rates", rates), ("norm", norm)
-        return {f"{part}.{name}": p for part, of in parts for name, p in of.items() if p.requires_grad}
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.model.parameters()).device
-
-    @property
-    def has_batch_norm(self) -> bool:
-        return self._forward.normalises
-
-    def train(self, mode: bool = True) -> "Learner":
-        """Sets no layer of the model, see above; put layers into a mode by `learner.model`."""
-        self.training = mode
-        return self
-
-    def frozen(self) -> Meta:
-        """A copy of everything a task starts from, without a graph: what adaptation and evaluation use."""
-        with own_modes(next(self.model.parameters()), False), lock_of(self.model):
-            return tree_map(lambda t: t.detach().clone(), self._fixed().with_learned(dict(self.meta_parameters())))
-
-    def _fixed(self) -> Fixed:
-        """What tasks start from and the outer loop does not learn."""
-        norm = tensors_of(self.norm)
-        own = ((n, p) for n, p in self.model.named_parameters() if n in norm or not p.requires_grad)
-        moments = tensors_of(self.running)
-        running = {n: Moments(moments[f"{n}.mean"], moments[f"{n}.var"]) for n in self._forward.norms}
-        return Fixed({n: t.detach() for n, t in (*own, *self.model.named_buffers())}, running)
-
-    @torch.no_grad()
-    def update_buffers(self, result: MetaGradient) -> None:
-        """Move running statistics, and buffers that the model moves itself, to where a meta-batch has left them.
-
-        running ← (1 − momentum) running + momentum · seen,   buffer ← mean of the tasks' buffers
-        """
-        self.update_running(result.statistics)
-        buffers = dict(self.model.named_buffers())
-        for name, moved in result.moved.items():
-            if name in buffers:
-                buffers[name].copy_(moved)
-
-    @torch.no_grad()
-    def update_running(self, statistics: MomentsByNorm) -> None:
-        """Move the running statistics of every inner step alone, see `update_buffers`."""
-        buffers = tensors_of(self.running)
-        for name, moments in statistics.items():
-            if name not in self._forward.norms:  # it keeps its running statistics itself
-                continue
-            for part in ("mean", "var"):
-                seen = getattr(moments, part)
-                buffers[f"{name}.{part}"][: len(seen)].lerp_(seen, self.method.norm.momentum)
+        super().__init__(model, method)
+        self.execution, self.loss = Execution(strategy, micro_batch, precision, compiled), loss
 
     # --- the model as a function -------------------------------------------------------------------------------------
 
@@ -230,55 +110,13 @@ class Learner(nn.Module):
                 follow.
         """
         check_policy(statistics)
-        self._check_unchanged(statistics)
+        self.check_unchanged(statistics)
         setting = self._forward.setting(training, self.precision, statistics)
         if all(leaf.numel() for leaf in (x if isinstance(x, tuple) else (x,))):  # nothing can be tried on nothing
             if not self._forward.proven:
                 self._forward = proven(self._forward, meta.model, x)
             facts(self._forward, setting, meta.model, x)
         return InnerLoop(self._forward, setting, self.loss, self.method, self.adapted, statistics, sharp)
-
-    def _check_unchanged(self, statistics: str = "batch") -> None:
-        """Follow a model that was changed after the learner was made.
-
-        Raises:
-            BadInput: the learner holds something that rests on what was changed; names it.
-        """
-        for name, now in self._copied(statistics):
-            before = self._started[name]
-            if now.device.type == "cpu" and not torch.equal(now, before.to(now)):
-                raise BadInput(
-                    f"{name} was changed after the learner was made, which has a copy of it for every inner step: make "
-                    "the learner after loading weights, or load them into the learner"
-                )
-        if not self._forward.outdated:
-            return
-        _, adapted = self._choice()
-        if adapted != self.adapted:
-            name = sorted(set(adapted) ^ set(self.adapted))[0]
-            what = "would be adapted now" if name in adapted else "cannot be adapted any more (frozen, or gone)"
-            raise BadInput(f"{name} {what}: make the learner after freezing, releasing or exchanging layers")
-        self._forward = functional(self.model)
-
-    def _copied(self, statistics: str) -> list[tuple[str, Tensor]]:
-        """What of the model the learner has taken copies of, which a later change of the model does not reach."""
-        norm = tensors_of(self.norm)
-        found: list[tuple[str, Tensor]] = []
-        if norm:
-            found += [(name, p) for name, p in self.model.named_parameters() if name in norm]
-        if statistics == "running":
-            ends = tuple(f"{name}.running_{part}" for name in self._forward.norms for part in ("mean", "var"))
-            found += [(name, b) for name, b in self.model.named_buffers() if name in ends]
-        return found
-
-    def _remember(self) -> None:
-        self._started = {name: t.detach().clone() for name, t in self._copied("running")}
-
-    def load_state_dict(self, *args: Any, **options: Any) -> Any:
-        """As of any module; the model's weights may be changed by it at any time."""
-        found = super().load_state_dict(*args, **options)
-        self._remember()
-        return found
 
     def _keys(self, inner: InnerLoop, count: int) -> Keys:
         """Keys of the random numbers of tasks, from torch's global generator; none for a model that draws none."""
@@ -292,12 +130,6 @@ class Learner(nn.Module):
         if steps < 0:
             raise BadInput(f"steps is {steps}; take zero or more inner steps")
         return steps
-
-    def _meta(self) -> Meta:
-        """All that a task starts from, of the learner's own tensors."""
-        learned = dict(self.meta_parameters())
-        meta = self._fixed().with_learned(learned)
-        return usable(meta) if next(iter(learned.values())).is_inference() else meta
 
     def _check_labels(self, inner: InnerLoop, meta: Meta, x: Any, *labels: Tensor) -> None:
         """Raise BadInput where labels do not fit the model's output for inputs like those of one task.
@@ -373,13 +205,14 @@ class Learner(nn.Module):
         weights = method.step_weights(progress, method.steps)
         plan = Plan(method.order(progress), [weight or None for weight in weights])
         policy = "batch" if method.norm.statistics == "running" else method.norm.statistics
-        meta = self._meta()
+        learned, fixed = self.learned_and_fixed()
+        meta = fixed.with_learned(learned)
         inner = self.inner_loop(first, meta, policy, training=True, sharp=True)
         self._check_labels(inner, meta, first, given.support_y, given.query_y)
-        learned: Parameters = dict(self.meta_parameters())
-        learned = usable(learned) if next(iter(learned.values())).is_inference() else learned
-        batch = replace(batch, support_y=self._labels(batch.support_y), query_y=self._labels(batch.query_y))
-        return Work(inner, plan, learned, self._fixed(), batch, self._keys(inner, len(batch)))
+        sy, qy = self._labels(batch.support_y), self._labels(batch.query_y)
+        if sy is not batch.support_y or qy is not batch.query_y:
+            batch = replace(batch, support_y=sy, query_y=qy)
+        return Work(inner, plan, learned, fixed, batch, self._keys(inner, len(batch)))
 
     def chosen_strategy(self, batch: TaskBatch, strategy: str | None = None) -> str:
         """The strategy for a meta-batch: the one asked for, or under `auto` the faster one by measured size."""
