@@ -80,8 +80,8 @@ class TaskBatch:
             return self._map(lambda leaf: leaf.to(target) if leaf.is_floating_point() else leaf)
         if torch.device(target).type == "cuda":  # only from pinned memory can a copy go on while the host does
             return self._map(lambda leaf: (leaf if leaf.is_cuda else leaf.pin_memory()).to(target, non_blocking=True))
-        leaves = [leaf for f in fields(self) for leaf in _leaves(getattr(self, f.name))]
-        return self if all(leaf.device == torch.device(target) for leaf in leaves) else self._map(lambda leaf: leaf.to(target))
+        there = {leaf.device for f in fields(self) for leaf in _leaves(getattr(self, f.name))}
+        return self if there == {torch.device(target)} else self._map(lambda leaf: leaf.to(target))
 
     def usable(self) -> "TaskBatch":
         """The same tasks in tensors that a graph may hold: those made under `inference_mode` copied."""
