@@ -11,7 +11,6 @@ given back as it was.
 
 import contextlib
 import copy
-import itertools
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -26,7 +25,7 @@ from fewstep.errors import BadInput
 from fewstep.metalearning.attention import ExactAttention
 from fewstep.metalearning.modes import half
 from fewstep.metalearning.randomness import Keys, TaskRandomness
-from fewstep.metalearning.structure import Attribute, Structure, detached_copies, reset
+from fewstep.metalearning.structure import Attribute, Structure, check_layers, reset, without_data
 from fewstep.models import cross_entropy_gradients
 from fewstep.models.norm import FreeNorms, Moments, Statistics, ValueNorm, exchange, float32
 
@@ -215,7 +214,7 @@ class Functional:
     widths: dict[Any, int] = field(default_factory=dict)  # of the output, by shape of the input
 
     def __post_init__(self) -> None:
-        _check_layers(self.model)
+        check_layers(self.model)
         if isinstance(self.model, nn.modules.batchnorm._BatchNorm):
             raise BadInput("the model is a bare batch norm; wrap it in a module that has something to adapt")
         self.norms = {
@@ -224,7 +223,7 @@ class Functional:
             if isinstance(layer, nn.modules.batchnorm._BatchNorm)
         }
         self.structure = Structure.of(self.model)
-        self._blank = None if self.itself else _without_data(self.model)
+        self._blank = None if self.itself else without_data(self.model)
         self._idle: list[Body] = []  # as many as passes ever were under way at once
         self._formula_for: dict[tuple[str, ...], bool] = {}
 
@@ -387,33 +386,3 @@ class Formula:
 
 NOTHING = Facts()
 PLAIN: Any = contextlib.nullcontext()
-
-
-def _check_layers(model: nn.Module) -> None:
-    """Raise BadInput where a layer's weights are not made yet, or it was compiled."""
-    for name, layer in model.named_modules():
-        if any(nn.parameter.is_lazy(t) for t in itertools.chain(layer._parameters.values(), layer._buffers.values())):
-            kind = type(layer).__name__
-            raise BadInput(f"{name or 'the model'} ({kind}) has no weights yet: call the model once first")
-        if "_orig_mod" in layer._modules:  # as torch.compile wraps it
-            raise BadInput(
-                f"{name or 'the model'} is compiled: give the learner the module that was compiled "
-                f"({name + '.' if name else 'model.'}_orig_mod), and compile the meta-gradient (`compiled=True`)"
-            )
-
-
-def _without_data(model: nn.Module) -> nn.Module:
-    """A copy of the model whose tensors have no data.
-
-    Raises:
-        Exception: what copying a user's object raises.
-    """
-    # Told beforehand what to put for every tensor, deepcopy copies no data and keeps tied weights tied.
-    memo: dict[int, Any] = {id(t): _on_meta(t) for t in itertools.chain(model.parameters(), model.buffers())}
-    detached_copies(model, memo)
-    return copy.deepcopy(model, memo)
-
-
-def _on_meta(tensor: Tensor) -> Tensor:
-    empty = tensor.detach().to("meta")
-    return nn.Parameter(empty, requires_grad=False) if isinstance(tensor, nn.Parameter) else empty

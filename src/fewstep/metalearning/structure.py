@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from fewstep.errors import BadInput
+
 TORCHS_OWN = frozenset(vars(nn.Module()))  # attributes that every module has
 HOOKS = tuple(name for name in sorted(TORCHS_OWN) if name.endswith("hooks"))
 PLAIN = (int, float, complex, str, bytes, bool, type(None))
@@ -136,7 +138,37 @@ def _kept(value: Any, depth: int = 0) -> Any:
     return value
 
 
-def detached_copies(model: nn.Module, memo: dict[int, Any]) -> None:
+def check_layers(model: nn.Module) -> None:
+    """Raise BadInput where a layer's weights are not made yet, or it was compiled."""
+    for name, layer in model.named_modules():
+        if any(nn.parameter.is_lazy(t) for t in itertools.chain(layer._parameters.values(), layer._buffers.values())):
+            kind = type(layer).__name__
+            raise BadInput(f"{name or 'the model'} ({kind}) has no weights yet: call the model once first")
+        if "_orig_mod" in layer._modules:  # as torch.compile wraps it
+            raise BadInput(
+                f"{name or 'the model'} is compiled: give the learner the module that was compiled "
+                f"({name + '.' if name else 'model.'}_orig_mod), and compile the meta-gradient (`compiled=True`)"
+            )
+
+
+def without_data(model: nn.Module) -> nn.Module:
+    """A copy of the model whose tensors have no data.
+
+    Raises:
+        Exception: what copying a user's object raises.
+    """
+    # Told beforehand what to put for every tensor, deepcopy copies no data and keeps tied weights tied.
+    memo: dict[int, Any] = {id(t): _on_meta(t) for t in itertools.chain(model.parameters(), model.buffers())}
+    _detached_copies(model, memo)
+    return copy.deepcopy(model, memo)
+
+
+def _on_meta(tensor: Tensor) -> Tensor:
+    empty = tensor.detach().to("meta")
+    return nn.Parameter(empty, requires_grad=False) if isinstance(tensor, nn.Parameter) else empty
+
+
+def _detached_copies(model: nn.Module, memo: dict[int, Any]) -> None:
     """Enter copies of tensors that deepcopy refuses, those that carry a graph, into its memo."""
     for value in itertools.chain.from_iterable(layer.__dict__.values() for layer in model.modules()):
         for tensor in _tensors(value):
