@@ -691,5 +691,5 @@ KINDS = {
     "noise": Kind(Noisy, slope=True),
     "asks for a value": Kind(Asking, loops=True),
     "settings in containers": Kind(OwnSetting),
-    "cannot be copied": Kind(NotCopied, loops=True),
+    "cannot be copied": Kind(NotCopied, straight=Net, loops=True),
 }
