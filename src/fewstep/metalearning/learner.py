@@ -16,7 +16,7 @@ from fewstep.metalearning.inner_loop import ClosedForm, InnerLoop, Loss, Meta, M
 from fewstep.metalearning.meta_gradient import Fixed, Plan, Work, threads
 from fewstep.metalearning.modes import own_modes, usable
 from fewstep.metalearning.predictor import Predictor
-from fewstep.metalearning.probe import facts, functional, proven
+from fewstep.metalearning.probe import facts, functional, proven, real
 from fewstep.metalearning.randomness import Keys, keys_of
 from fewstep.metalearning.tree import Tree, tensors_of
 from fewstep.methods import Method
@@ -302,7 +302,7 @@ class Learner(nn.Module):
         What a whole number means is known of cross-entropy alone. Labels are looked at on the CPU only: elsewhere
         looking would wait for the device.
         """
-        whole = [y for y in labels if not y.is_floating_point() and y.device.type == "cpu"]
+        whole = [y for y in labels if not y.is_floating_point() and y.device.type == "cpu" and real({"": y})]
         if not self._entropy or not whole:
             return
         lowest, highest = min(int(y.min()) for y in whole), max(int(y.max()) for y in whole)

@@ -116,7 +116,7 @@ def prove(forward: Functional, tensors: Tensors, x: Any) -> None:
         if isinstance(error, RuntimeError) and (why := _other_types(elsewhere, x)):
             raise BadInput(f"the model cannot take such inputs ({_first_line(error)}): {why}") from error
         raise
-    if not all(leaf.isfinite().all() for leaf in _floating(right)):
+    if not all(leaf.isfinite().all() for leaf in (*_floating(right), *(g for g in slopes if g is not None))):
         return  # nothing can be seen on such data
     leaves = _leaves(elsewhere, names)
     try:
