@@ -16,7 +16,7 @@ from fewstep.metalearning.learned import Learned, MetaGradient
 from fewstep.metalearning.meta_gradient import Fixed, Plan, Work, threads
 from fewstep.metalearning.modes import own_modes, usable
 from fewstep.metalearning.predictor import Predictor
-from fewstep.metalearning.probe import facts, proven
+from fewstep.metalearning.probe import facts, proven, real
 from fewstep.metalearning.randomness import Keys, keys_of
 from fewstep.methods import Method
 from fewstep.methods.parts import Statistics as StatisticsPolicy
@@ -137,7 +137,8 @@ class Learner(Learned):
         What a whole number means is known of cross-entropy alone. Labels are looked at on the CPU only: elsewhere
         looking would wait for the device.
         """
-        whole = [y for y in labels if y.numel() and not y.is_floating_point() and y.device.type == "cpu"]
+        here = (y for y in labels if y.numel() and y.device.type == "cpu" and real({"": y}))
+        whole = [y for y in here if not y.is_floating_point()]
         if not self._entropy or not whole:
             return
         lowest, highest = min(int(y.min()) for y in whole), max(int(y.max()) for y in whole)

@@ -143,7 +143,7 @@ def _compare(
     Raises:
         _Differs: they differ.
     """
-    if not all(leaf.isfinite().all() for leaf in _floating(right)):
+    if not all(leaf.isfinite().all() for leaf in (*_floating(right), *(g for g in slopes if g is not None))):
         return  # nothing can be seen on such data
     leaves, again = _leaves(tensors, names), TaskRandomness(KEYS, 1, _device(tensors))
     try:
@@ -262,7 +262,7 @@ def facts(forward: Functional, setting: Setting, tensors: Tensors, x: Any) -> Fa
 
 def _facts(body: Body, setting: Setting, tensors: Tensors, names: list[str], x: Any) -> Facts:
     def watched() -> _Watched:
-        return _watched(body, setting, _leaves(tensors, names, writable=True), x)
+        return _watched(body, setting, tensors, names, x)
 
     before, states = Attributes(body.layers), others()
     seen, drawn_elsewhere = watched(), others() != states
@@ -293,8 +293,9 @@ class _Watched(NamedTuple):
     norms: frozenset[str]
 
 
-def _watched(body: Body, setting: Setting, copies: Tensors, x: Any) -> _Watched:
+def _watched(body: Body, setting: Setting, tensors: Tensors, names: list[str], x: Any) -> _Watched:
     """A pass of which all is seen."""
+    copies = _leaves(tensors, names, writable=True)
     everything = Facts(moves=frozenset(copies))
     versions = {name: t._version for name, t in copies.items()}
     parameters = {name for name, _ in body.module.named_parameters()}
@@ -303,6 +304,8 @@ def _watched(body: Body, setting: Setting, copies: Tensors, x: Any) -> _Watched:
         inputs = x if isinstance(x, tuple) else (x,)
         output, after = body.run(copies, inputs, setting, everything, Statistics(frozen=setting.frozen))
     moved = {n: t for n, t in after.items() if t is not copies[n] or t._version != versions[n]}
+    if real(tensors):  # torch counts no version for what its batch norm writes, nor for `.data`
+        moved |= {n: t for n, t in after.items() if not torch.equal(t.detach(), tensors[n].detach())}
     through = any(t.requires_grad for n, t in moved.items() if n not in parameters)
     return _Watched(output, randomness.drawn, attention.seen, frozenset(moved), through, frozenset(norms.met))
 

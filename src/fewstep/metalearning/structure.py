@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from fewstep.errors import BadInput
+from fewstep.models.norm import ValueNorm
 
 TORCHS_OWN = frozenset(vars(nn.Module()))  # attributes that every module has
 HOOKS = tuple(name for name in sorted(TORCHS_OWN) if name.endswith("hooks"))
@@ -49,7 +50,7 @@ def attributes(layers: Iterable[nn.Module]) -> dict[tuple[int, str], Any]:
         (place, name): mark(value)
         for place, layer in enumerate(layers)
         for name, value in layer.__dict__.items()
-        if name not in TORCHS_OWN and name != "forward"
+        if name not in TORCHS_OWN and not isinstance(value, ValueNorm)
     }
 
 
