@@ -204,10 +204,11 @@ def _unheard(forward: Functional, tensors: Tensors, x: Any) -> str | None:
     for name, _ in forward.model.named_parameters():
         one = {**tensors, name: tensors[name] * 1.5 + 0.1}
         right = _floating(_truth(forward.model, one, [], x)[0])
-        found = _floating(forward(one, x, forward.setting(), keys=KEYS).output)
-        before = _floating(forward(tensors, x, forward.setting(), keys=KEYS).output)
-        without_data = any(leaf.is_meta for leaf in found)  # a tensor of the copy that nobody has put in
-        if without_data or (_close(found, before, 0.0) and not _close(found, right, 1e-3)):
+        found, again, before = (
+            _floating(forward(t, x, forward.setting(), keys=KEYS).output) for t in (one, one, tensors)
+        )
+        unwritten = not _close(found, again, 0.0)  # torch reads memory where a tensor has none: one was not put in
+        if unwritten or (_close(found, before, 0.0) and not _close(found, right, 1e-3)):
             kind = type(forward.model.get_submodule(name.rpartition(".")[0])).__name__
             return f"{name} (of {kind}) is reached by another way than its name"
     return None
