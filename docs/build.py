@@ -78,7 +78,7 @@ def text(docstring: str) -> list[str]:
     listed = False
     for line in inspect.cleandoc(docstring).splitlines():
         before, listed = listed, line.startswith("    - ") or (listed and line.startswith("     "))
-        if lines and (lines[-1].endswith(":") or (before and not listed)):
+        if lines and (lines[-1].endswith(":") or (before and not listed and line)):
             lines.append("")
         lines.append(line[4:] if listed else line)
     return lines

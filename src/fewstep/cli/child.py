@@ -14,11 +14,14 @@ POLL = 0.2  # seconds
 
 
 def train_apart(arguments: Sequence[str], run: Run, log: Path, watch: Callable[[dict[str, Any]], None]) -> str | None:
-    """Run `fewstep train` in a process of its own; returns what went wrong, None if nothing did.
+    """Run `fewstep train` in a process of its own.
 
     Arguments:
         arguments: those after `train`. run: the directory they name. log: the file that gets what it prints.
         watch: called with the latest record of the run's metrics, whenever there is a new one.
+
+    Returns:
+        What went wrong; None if nothing did.
 
     Raises:
         Interrupted: Ctrl-C or SIGTERM; the training has saved and ended.

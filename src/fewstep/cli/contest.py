@@ -112,7 +112,7 @@ class Contest:
                 training.run.load(learner)
                 try:
                     with suppress(BadInput):  # should that one task diverge
-                        evaluate(learner, tasks, 1)  # what is done once a process is nobody's time
+                        evaluate(learner, tasks, 1)  # warm-up: what is done once a process is not timed
                     score = evaluate(learner, tasks, count, every_step=False, per_query=False, watch=watch)
                 except BadInput as error:
                     self.notes.append(f"{name}, seed {training.seed}, is left out: {error}")

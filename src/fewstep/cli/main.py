@@ -66,7 +66,7 @@ def main(arguments: list[str] | None = None) -> None:
         errors.print("fewstep: interrupted")
         status = 130
     if status and launched():
-        # As soon as one process has ended, torchrun ends the others; this one has its own end, and words to say.
+        # As soon as one process has ended, torchrun ends the others; this one still ends by itself.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     sys.exit(status)
 

@@ -56,7 +56,8 @@ def advice(learner: Learner, batch: TaskBatch, need: Need, free: int) -> str:
 
 
 def gigabytes(count: int) -> str:
-    """
+    """A number of bytes in GiB, or in MiB where it is less than one GiB.
+
     Example:
         >>> gigabytes(3_300_000_000), gigabytes(200_000_000)
         ('3.1 GiB', '191 MiB')

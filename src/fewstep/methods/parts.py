@@ -187,6 +187,10 @@ class Recipe(Part):
         epochs, iterations: outer steps are epochs × iterations; every epoch ends with a validation.
         tasks: tasks in a meta-batch.
         ensemble: how many of the best validation epochs the published number averages the logits of.
+
+    Example:
+        >>> Recipe(epochs=2, tasks=4)
+        Recipe(epochs=2, iterations=500, tasks=4, ensemble=1)
     """
 
     epochs: int = 100

@@ -62,8 +62,6 @@ def maml_plus_plus(setting: Setting = "omniglot", shots: int = 1) -> Method:
         θ_{l,i+1} = θ_{l,i} − α_{l,i} ∇_l L_support(θ_i; γ_i, β_i)
         meta-loss = mean_tasks Σ_i w_i(p) L_query(θ_{i+1}; γ_i, β_i)
 
-    Paper: Antoniou, Edwards, Storkey, "How to train your MAML", ICLR 2019, arXiv 1810.09502.
-
     The six changes, each one field:
         MSL   step_weights = Annealed: query loss after every step, annealed to the last over 15 of 150 epochs
         DA    order = FirstThenSecond: first order for 50 of 150 epochs
@@ -71,6 +69,8 @@ def maml_plus_plus(setting: Setting = "omniglot", shots: int = 1) -> Method:
         BNWB  norm.affine = per_step: a norm weight and bias for every inner step, outside the inner loop
         LSLR  rule = PerLayerPerStep: a learned rate for every tensor and step, starting at 0.1
         CA    outer.rate = Cosine: 1e-3 to 1e-5 over the training
+
+    Paper: Antoniou, Edwards, Storkey, "How to train your MAML", ICLR 2019, arXiv 1810.09502.
 
     Differences:
         - BNRS: the released code keeps running statistics of each step and never normalises by them. This preset
@@ -99,14 +99,16 @@ def maml_plus_plus_released(setting: Setting = "omniglot", shots: int = 1) -> Me
         θ_{l,i+1} = θ_{l,i} − α_{l,i} ∇_l L_support(θ_i; γ_i, β_i)
         meta-loss = mean_tasks Σ_i w_i(p) L_query(θ_{i+1}; γ_i, β_i)
 
-    Paper: Antoniou, Edwards, Storkey, "How to train your MAML", ICLR 2019, arXiv 1810.09502; code
-    AntreasAntoniou/HowToTrainYourMAMLPytorch, commit 86964701.
+    The code is AntreasAntoniou/HowToTrainYourMAMLPytorch, commit 86964701.
+
+    Paper: Antoniou, Edwards, Storkey, "How to train your MAML", ICLR 2019, arXiv 1810.09502.
 
     Differences from `maml++`:
         - second order from the first step: derivative-order annealing is off in every released configuration;
         - multi-step loss over 10 of 100 epochs (15 of 100 on mini-ImageNet), floor 0.03/N, which never binds;
         - Adam's betas 0.9 and 0.999; 100 epochs of 500 steps of 8 tasks (2 on mini-ImageNet); ensemble of five;
         - on mini-ImageNet a constant outer rate, and gradients clamped to ±10 but for the learned rates.
+
     Differences from the released code:
         - one rate for each trained step, where the code keeps a spare one that gets no gradient;
         - more evaluation steps than trained reuse the last row, where the code fails;
@@ -238,8 +240,9 @@ def sharp_maml_both(setting: Setting = "omniglot", shots: int = 1) -> Method:
 
     Paper: Abbas, Xiao, Chen, Chen, Chen, "Sharp-MAML", ICML 2022, arXiv 2206.03996, steps (11) to (15).
 
-    Differences: those of `sharp-maml-low`; as in the code, the inner ε_i are recomputed in the second pass, where step
-    (14) as printed reuses them.
+    Differences:
+        - Those of `sharp-maml-low`.
+        - As in the code, the inner ε_i are recomputed in the second pass; step (14) as printed reuses them.
     """
     return sharp_maml_low(setting, shots).replace(name="sharp-maml-both", sharpness__outer=5e-4)
 

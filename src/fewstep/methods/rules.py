@@ -33,9 +33,22 @@ def _check_rate(part: object, *rates: float) -> None:
 
 
 class Rule(Part, Protocol):
-    def rates(self, fast: Weights, steps: int) -> dict[str, Tensor]: ...
+    """An inner rule: the rates that it learns, and one step with them.
 
-    def update(self, fast: Weights, gradients: Weights, rates: Weights, step: int) -> dict[str, Tensor]: ...
+    Example:
+        >>> rule: Rule = PerLayerPerStep(0.5)
+        >>> weights, gradients = {"w": torch.tensor(1.0)}, {"w": torch.tensor(0.2)}
+        >>> rule.update(weights, gradients, rule.rates(weights, steps=1), step=0)
+        {'w': tensor(0.9000)}
+    """
+
+    def rates(self, fast: Weights, steps: int) -> dict[str, Tensor]:
+        """The meta-parameters that it learns, at their initial values; may be none."""
+        ...
+
+    def update(self, fast: Weights, gradients: Weights, rates: Weights, step: int) -> dict[str, Tensor]:
+        """The fast weights after inner step `step`."""
+        ...
 
 
 @dataclass(frozen=True)

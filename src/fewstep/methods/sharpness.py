@@ -29,8 +29,9 @@ class Sharpness(Part):
     Raises:
         BadInput: a negative radius.
 
-    Sources: Foret et al., arXiv 2010.01412 (SAM); Kwon et al., arXiv 2102.11600 (ASAM); Abbas et al.,
-    arXiv 2206.03996 (Sharp-MAML, steps (11) to (15)).
+    Source:
+        Foret et al., arXiv 2010.01412 (SAM); Kwon et al., arXiv 2102.11600 (ASAM); Abbas et al., arXiv 2206.03996
+        (Sharp-MAML, steps (11) to (15)).
 
     Example:
         >>> Sharpness(inner=0.5).perturbation({"w": torch.ones(2)}, {"w": torch.tensor([3.0, 4.0])}, 0.5)

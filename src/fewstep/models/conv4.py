@@ -25,12 +25,12 @@ class Conv4(nn.Module):
         blocks: number of blocks.
         negative_slope: slope of the activation below zero; 0 is ReLU, 0.01 what the code released with MAML++ uses.
 
-    Shapes: (N, channels, height, width) -> (N, ways).
-
     Raises:
         BadInput: images too small to halve once a block, or others than the network was built for.
 
     Source: Vinyals et al., Matching Networks, NeurIPS 2016; Antoniou et al., How to train your MAML, ICLR 2019.
+
+    Shapes: (N, channels, height, width) -> (N, ways).
 
     Example:
         >>> Conv4(ways=5, channels=3, filters=48, image_size=84)(torch.zeros(25, 3, 84, 84)).shape

@@ -26,8 +26,9 @@ class _Bound:
 
 
 class Quick(Function):
-    """An autograd function called with positional arguments: torch binds them at every call, which takes longer than a
-    small map does.
+    """An autograd function called with positional arguments.
+
+    Torch binds arguments to the signature of `forward` at every call, which takes longer than a small map does.
     """
 
     def __init_subclass__(cls) -> None:

@@ -30,12 +30,12 @@ class MLP(nn.Module):
         init: "default" as torch; "truncated_normal" draws weights from a normal of σ 0.01 cut at 2σ, with zero biases,
             as the code released with MAML does.
 
-    Shapes: (N, *) with the product of * equal to `inputs` -> (N, outputs).
-
     Raises:
         BadInput: an unknown activation or init, a size below one, or examples with another number of features.
 
     Source: Finn et al., Model-Agnostic Meta-Learning, ICML 2017, section 5.1.
+
+    Shapes: (N, *) with the product of * equal to `inputs` -> (N, outputs).
 
     Example:
         >>> MLP(inputs=1, outputs=1)(torch.zeros(10, 1)).shape

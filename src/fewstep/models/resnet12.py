@@ -49,12 +49,12 @@ class ResNet12(nn.Module):
             make a network of fewer or more blocks.
         negative_slope: slope of the activation below zero; 0.1 as in MetaOptNet, 0 is ReLU.
 
-    Shapes: (N, channels, height, width) -> (N, ways).
-
     Raises:
         BadInput: images too small to halve once a block, or others than the network was built for.
 
     Source: Oreshkin et al., TADAM, NeurIPS 2018; Lee et al., MetaOptNet, CVPR 2019 (which flattens the last map).
+
+    Shapes: (N, channels, height, width) -> (N, ways).
 
     Example:
         >>> ResNet12(ways=5, image_size=32, widths=(4, 8, 16, 32))(torch.zeros(25, 3, 32, 32)).shape

@@ -24,7 +24,9 @@ class ClassData:
         names: (classes,) what each class is called.
         rotations: (classes,) quarter turns, 0 to 3; all zero when left out.
 
-    Raises BadInput when the parts do not fit together.
+    Raises:
+        BadInput: parts that do not fit together, a class without images, images of another type or shape, rotations of
+            images that are not square.
 
     Example:
         >>> import torch

@@ -31,7 +31,8 @@ def contact_sheet(
         zoom: whole factor of enlargement.
         paper: show grey images as black ink on white paper, for data whose ink is 255.
 
-    Raises BadInput when there is nothing to show or a class number is out of range.
+    Raises:
+        BadInput: nothing to show, a class number out of range.
 
     Example:
         >>> contact_sheet(strokes(classes=(4, 4, 4)), rows=4, columns=6).size

@@ -34,6 +34,8 @@ def omniglot(
 ) -> ImageDataset:
     """Omniglot as few-shot classes, read once and kept as bytes.
 
+    Values are float32 from 0 to 1.
+
     Arguments:
         data_dir: a folder that holds, itself or in a subfolder `omniglot`, the authors' images_background.zip and
             images_evaluation.zip, or both unpacked, or omniglot.npz: the pixels are the same. A folder given here is
@@ -51,7 +53,9 @@ def omniglot(
             MAML and MAML++ got, since Pillow ignores Lanczos for images of one bit.
         image_size: side of the images in pixels; 28 in all the papers.
 
-    Values are float32 from 0 to 1. Raises BadInput for an unknown option, missing or damaged data.
+    Raises:
+        BadInput: an unknown option, missing or damaged data.
+
     Source: Lake et al. 2015; splits of Vinyals et al. 2016 (arXiv 1606.04080), Antoniou et al. 2019 (arXiv 1810.09502).
 
     Example:
@@ -108,7 +112,10 @@ def split_classes(drawings: Drawings, split: str, data_dir: str | os.PathLike[st
 def check(data_dir: str | os.PathLike[str] | None = None) -> dict[str, Any]:
     """What is there, after reading every image: form, place, counts and the size of each split, fit for JSON.
 
-    Raises BadInput as `omniglot` does. Example:
+    Raises:
+        BadInput: missing or damaged data.
+
+    Example:
         >>> check("data")["splits"]["random"]  # doctest: +SKIP
         [1150, 50, 423]
     """

@@ -28,7 +28,8 @@ def fetch(directory: str | os.PathLike[str], report: Callable[[str], object] = p
         report: called with a line of text for each file.
         base_url: where the two files lie; the authors' repository unless told otherwise.
 
-    Raises BadInput when the network, the folder or a checksum fails, saying what to do by hand.
+    Raises:
+        BadInput: no network, a folder that cannot be written, a wrong checksum; says what to do by hand.
 
     Example:
         >>> fetch("data/omniglot")  # doctest: +SKIP

@@ -75,7 +75,8 @@ def roots(data_dir: str | os.PathLike[str] | None) -> list[Path]:
 def read(data_dir: str | os.PathLike[str] | None = None) -> Drawings:
     """Omniglot from the first place that holds it; in one place npz before folders before zips (the pixels are equal).
 
-    Raises BadInput when no place holds it, when only one of the two sets is there, and when a file is damaged.
+    Raises:
+        BadInput: no place that holds it, one of the two sets alone, a damaged file.
     """
     places = [place for root in roots(data_dir) for place in (root, root / "omniglot")]
     for place in places:

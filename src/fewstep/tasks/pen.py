@@ -20,8 +20,10 @@ def draw_curves(
 ) -> NDArray[np.uint8]:
     """Pages with the ink of their strokes: 255 on the line, 0 on paper, grey across half a pixel at its edge.
 
-    Equation: a stroke is the cubic Hermite chain through its control points p_i with tangents s (p_{i+1} - p_{i-1}):
-    s = 1/2 is the Catmull-Rom curve, s = 0 straight pieces. A pixel at distance d from it gets clip(r + 1/2 - d, 0, 1).
+        tangent at p_i = s (p_{i+1} - p_{i-1}),     ink at distance d = clip(r + 1/2 - d, 0, 1)
+
+    A stroke is the cubic Hermite chain through its control points p_i: s = 1/2 is the Catmull-Rom curve, s = 0 gives
+    straight pieces.
 
     Arguments:
         points: (pages, strokes, K, 2) control points x, y in pixels, y down.
@@ -30,7 +32,8 @@ def draw_curves(
         radius: (pages,) r, half of the line's width in pixels.
         size: side of a page in pixels.
 
-    Returns (pages, size, size) uint8.
+    Returns:
+        (pages, size, size) uint8.
 
     Example:
         >>> line = np.array([[[[4.5, 8.5], [11.5, 8.5]]]], np.float32)

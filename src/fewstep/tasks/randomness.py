@@ -16,7 +16,9 @@ _SECOND = np.uint64(0x94D049BB133111EB)
 def bits(*keys: ArrayLike) -> NDArray[np.uint64]:
     """64 random bits for each tuple of keys, broadcast over arrays of whole numbers.
 
-    Equation: h_0 = 0; h_j = mix(h_{j-1} xor mix(key_j + golden)), the last h is returned. Order of keys matters.
+        h_0 = 0,     h_j = mix(h_{j-1} xor mix(key_j + golden))
+
+    The result is the last h. The order of keys matters.
 
     Example:
         >>> bits(1, 2, [3, 4]).shape, bool(bits(1, 2, 3) == bits(1, 2, [3])[0]), bool(bits(1, 2) == bits(2, 1))
@@ -59,7 +61,8 @@ def distinct(keys: NDArray[np.uint64], population: ArrayLike, count: int) -> NDA
         population: (...) or a number, at least `count` everywhere (the caller checks).
         count: k.
 
-    Returns (..., k) int64.
+    Returns:
+        (..., k) int64.
 
     Example:
         >>> sorted(distinct(bits([5]), 4, 4)[0].tolist())

@@ -42,10 +42,11 @@ class PixelValues:
 
 
 class ClassSampler:
-    """N-way K-shot tasks. Task i is a pure function of (seed, i): any worker or process makes the same one.
+    """N-way K-shot tasks; task i is a pure function of (seed, i), so any worker or process makes the same one.
 
-    Equation: draw N classes without replacement in random order (their order is the label), then K + Q different
-    images of each: the first K are support, the rest query.
+    Draws N classes without replacement in random order (their order is the label), then K + Q different images of each:
+    the first K are support, the rest query. Called with B task numbers, it gives a `TaskBatch` whose examples come
+    label by label: K of label 0, then K of label 1.
 
     Arguments:
         data: the classes of one split.
@@ -57,11 +58,13 @@ class ClassSampler:
         values: how bytes become float32.
         split: what error messages call the data.
 
-    Calling it with B task numbers returns a TaskBatch: x (B, N K, channels, height, width) and (B, N Q, ...) float32,
-    y int64. Examples come label by label: K of label 0, then K of label 1.
+    Raises:
+        BadInput: a size that is not positive, fewer than N classes, a class with fewer than K + Q images, a seed out of
+            range, rotations of images that are not square.
 
-    Raises BadInput when a size is not positive, when there are fewer than N classes, or when a class has fewer than
-    K + Q images. Source: Vinyals et al. 2016 (arXiv 1606.04080); rotation as in MAML++ (arXiv 1810.09502).
+    Source: Vinyals et al. 2016 (arXiv 1606.04080); rotation as in MAML++ (arXiv 1810.09502).
+
+    Shapes: B numbers -> x (B, N K, channels, height, width) and (B, N Q, ...) float32, y (B, N K) and (B, N Q) int64.
 
     Example:
         >>> data = ClassData.from_labels(torch.zeros(40, 1, 8, 8, dtype=torch.uint8), [i % 8 for i in range(40)],

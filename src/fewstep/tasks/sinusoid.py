@@ -25,7 +25,9 @@ def sinusoid(
 ) -> Tasks:
     """Tasks of regressing one sine wave from a few of its points.
 
-    Equation: y = A sin(x - phi), with A, phi drawn once a task and x once a point, all uniformly.
+        y = A sin(x - phi)
+
+    A and phi are drawn once a task and x once a point, all uniformly.
 
     Arguments:
         shots, queries: points to adapt to, and to be judged on.
@@ -33,8 +35,12 @@ def sinusoid(
         evaluation_queries: points to be judged on in validation and test tasks; `queries` when None.
         amplitude, phase, inputs: bounds of A, of phi (radians) and of x.
 
-    x and y are float32 (B, shots, 1) and (B, queries, 1). Raises BadInput for sizes below 1 or bounds out of order.
+    Raises:
+        BadInput: a size below 1, a seed out of range, bounds that are out of order or not finite.
+
     Source: Finn et al. 2017 (arXiv 1703.03400), section 5.1.
+
+    Shapes: B numbers -> x and y of (B, shots, 1) and (B, queries, 1), float32.
 
     Example:
         >>> batch = sinusoid(shots=5).train([0, 1])

@@ -19,18 +19,19 @@ SPLITS = ("train", "validation", "test")
 class Tasks:
     """Tasks for meta-training, for choosing the best model, and for the reported score.
 
-    Equation: split(i) = task i, a pure function of the number i, so the number of loader workers or processes and
-    the place where a run was interrupted change no task.
+    Task i is a pure function of the number i: neither the number of loader workers or processes nor an interruption of
+    the run changes a task.
 
     Arguments:
         train, validation, test: functions from task numbers to a `TaskBatch` of as many tasks.
         description: what a run directory records about these tasks; must be fit for JSON.
 
-    Raises BadInput for an unknown split.
+    Raises:
+        BadInput: a split that is no function.
 
-    Example, one's own regression tasks (lines of random slope):
+    Example:
         >>> import torch
-        >>> def lines(numbers):
+        >>> def lines(numbers):  # regression tasks of one's own: lines of random slope
         ...     slope = torch.tensor([float(n % 7) for n in numbers]).view(-1, 1, 1)
         ...     x = torch.linspace(-1, 1, 10).view(1, 10, 1).expand(len(numbers), 10, 1)
         ...     return TaskBatch(x[:, ::2], slope * x[:, ::2], x[:, 1::2], slope * x[:, 1::2])
@@ -53,7 +54,11 @@ class Tasks:
                 )
 
     def split(self, name: str) -> TaskFunction:
-        """The function of one split: train, validation or test."""
+        """The function of one split: train, validation or test.
+
+        Raises:
+            BadInput: an unknown split.
+        """
         if name not in SPLITS:
             raise unknown("split", name, SPLITS)
         function: TaskFunction = getattr(self, name)

@@ -42,7 +42,7 @@ _HEADINGS = np.array([(1, 0), (1, 0), (1, 0), (0, 1), (0, 1), (0, 1), (1, 1), (-
 
 @dataclass(frozen=True, eq=False)
 class Programs:
-    """Characters before anybody writes them, in a box from -1 to 1 with y down.
+    """Characters before a drawer's style, in a box from -1 to 1 with y down.
 
     Arguments:
         points: (n, strokes, 9, 2) control points; those after a stroke's last repeat it.

@@ -16,7 +16,7 @@ from fewstep.tasks.stroke_programs import PIECES, STROKES, programs
 ROTATIONS = ("task", "classes", "off")
 _SPAN = 2**20  # class numbers of one split of one seed
 _STYLE, _SAMPLE = 201, 202
-_EDGE = 0.86  # nobody writes beyond the page, which runs from -1 to 1
+_EDGE = 0.86  # no stroke goes beyond it; the page runs from -1 to 1
 _CHUNK = 256  # images drawn together; their working arrays stay in the cache
 
 
@@ -31,6 +31,7 @@ def strokes(
 
     A class is a small program (kinds of strokes, where they start, how they join); an image is that program in one
     drawer's style with motor noise and a small affine change. The same numbers give the same bytes on every machine.
+    Values are float32 from 0 (paper) to 1 (ink).
 
     Arguments:
         classes: how many in the training, validation and test split. Classes of two splits never coincide, and a
@@ -41,7 +42,9 @@ def strokes(
         rotations: "task" (default): each class of a training task is turned by its own random quarter turns.
             "classes": turned copies are classes of their own, in all splits. "off": none.
 
-    Values are float32 from 0 (paper) to 1 (ink). Raises BadInput for sizes that are out of range.
+    Raises:
+        BadInput: an unknown option, sizes or a seed out of range.
+
     Source: the idea of characters as programs is Lake et al.'s (Science 350, 2015).
 
     Example:

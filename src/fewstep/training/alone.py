@@ -20,8 +20,8 @@ LOCK = ".lock"
 def alone(directory: Path) -> Iterator[None]:
     """Inside it, no other process or thread trains in the directory.
 
-    The system itself holds the lock, so that one whose processes have ended, however they ended, holds nobody up. Where
-    there are no locks or the folder cannot be written, nothing is held.
+    The operating system holds the lock and frees it when the process ends, however it ends. Where there are no locks or
+    the folder cannot be written, nothing is held.
 
     Raises:
         BadInput: another one is at it; names its process.

@@ -61,7 +61,11 @@ class Score:
 
     @property
     def accuracy(self) -> float:
-        """Mean accuracy; raises BadInput for a score of real targets."""
+        """Mean accuracy.
+
+        Raises:
+            BadInput: a score of real targets.
+        """
         if self.metric != "accuracy":
             raise BadInput("these tasks have real targets: read score.value, their mean loss")
         return self.value

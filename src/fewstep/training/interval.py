@@ -13,11 +13,12 @@ def student(degrees: int) -> float:
         P(|T| ≤ t) = 2/π (θ + sin θ (cos θ + 2/3 cos³ θ + 2·4/(3·5) cos⁵ θ + … ))   odd degrees ν, up to cos^(ν−2)
                    = sin θ (1 + 1/2 cos² θ + 1·3/(2·4) cos⁴ θ + … )                 even ones,   θ = atan(t/√ν)
 
-    Source: Abramowitz and Stegun, Handbook of Mathematical Functions, 26.7.3 and 26.7.4; the root by Newton's method,
-    which from below climbs to it, since the function is concave.
+    The root is found by Newton's method, which climbs to it from below, since the function is concave.
 
     Arguments:
         degrees: ν, of freedom: one less than the numbers that a deviation is taken from; at least 1.
+
+    Source: Abramowitz and Stegun, Handbook of Mathematical Functions, 26.7.3 and 26.7.4.
 
     Example:
         >>> [round(student(degrees), 3) for degrees in (1, 2, 10, 599)]

@@ -185,7 +185,7 @@ class Run:
     # --- models ------------------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
-        """The record of the last checkpoint: `step`, `total`, `best`, …"""
+        """The record of the last checkpoint: `step`, `total`, `best` and others."""
         record = load_checkpoint(self.last)[1]
         if not {"step", "total", "best", "sums", "seconds"} <= record.keys():
             raise BadInput(f"{self.last} is not a run's last checkpoint; the run must be trained anew")
