@@ -19,7 +19,6 @@ from safetensors.torch import load_file, save_file
 from torch.utils._pytree import tree_map
 
 import fewstep
-from fewstep.metalearning.meta_gradient import Outcome
 from fewstep.metalearning.ranks import RankGone, Ranks
 from fewstep.models import Conv4
 from fewstep.training.checkpoint import load_checkpoint
@@ -63,6 +62,16 @@ def fallen_back(ranks):
     gradients = learner.meta_gradient(batch).gradients
     assert learner.chosen_strategy(batch) == "loop"
     return gradients
+
+
+def dropped(ranks):
+    """The gradient of a model that draws random numbers, and what torch draws afterwards."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Dropout(), torch.nn.Linear(8, 3)).double()
+    learner = fewstep.Learner(model, fewstep.preset("maml", steps=2, sharpness__outer=0.1))
+    learner.ranks = ranks
+    result = learner.meta_gradient(vectors(tasks=3))
+    return result.gradients | {"task_losses": result.task_losses, "afterwards": torch.rand(8).double()}
 
 
 def tasks(train=lambda _: None, poisoned=()):
@@ -128,16 +137,7 @@ def worker(rank, folder):
     bad = tasks(poisoned=[4] if rank == 1 else [])
     said["validation"] = message(lambda: training(folder / "bad", ranks, source=bad))
     said["refused"] = message(lambda: training(folder, ranks))
-    torch.manual_seed(0)
-    first = torch.rand(8).double()
-
-    def drawn(part):
-        losses = torch.stack([torch.rand((), dtype=torch.float64) for _ in range(len(part))])
-        return {}, Outcome(losses, losses[:, None], {})
-
-    masks = ranks.pooled(drawn, images(4))[1].loss
-    again = torch.rand(8).double()
-    keep("random", {"first": first, "masks": masks, "afterwards": again})
+    keep("random", dropped(ranks))
     save_file(tensors, folder / f"{rank}.safetensors")
     if rank == 0:
         said["gone"] = message(lambda: meta_gradient("maml", CASES[0], ranks))
@@ -211,7 +211,7 @@ def test_a_training_by_two_processes_is_that_of_one(both, tmp_path):
                 torch.testing.assert_close(a[name], b[name], rtol=1e-9, atol=1e-9)
     assert fewstep.Run(folder / "trained").environment["processes"] == 2
     last = (load_checkpoint(fewstep.Run(d).last)[0] for d in (folder / "trained", tmp_path))
-    a, b = ({n: t for n, t in tensors.items() if n != "random"} for tensors in last)  # two draw once more a pass
+    a, b = last
     torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
 
 
@@ -233,10 +233,10 @@ def test_what_fails_on_one_ends_all_alike(both):
     assert "RankGone: another process of this training has ended" in said[0]["gone"]
 
 
-def test_every_rank_draws_its_own_numbers_and_all_go_on_alike(both):
-    random = of(both[1][0][0], "random")
-    assert len(set(random["masks"].tolist())) == 4
-    assert not torch.equal(random["first"], random["afterwards"])
+def test_tasks_draw_the_same_numbers_with_any_number_of_processes(both):
+    random, alone = of(both[1][0][0], "random"), dropped(Ranks())
+    assert len(set(random["task_losses"].tolist())) == 3
+    torch.testing.assert_close(random, alone, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 8, 64])

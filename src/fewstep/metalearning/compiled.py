@@ -73,8 +73,8 @@ def compiled(work: Work, together: bool) -> Result:
     batch, setting = work.batch, work.inner.setting
     if work.inner.forward.known(setting) != NOTHING or work.inner.forward.itself:
         raise CannotCompile(
-            "a model that has attention, draws random numbers as dropout does, or moves tensors or attributes in its "
-            "passes cannot be compiled"
+            "a model that has attention or draws random numbers, as dropout does, or whose passes move tensors or "
+            "attributes, cannot be compiled"
         )
     # Code is compiled for the strides too, and those of one channel come in several forms.
     learned = {n: t.detach().clone(memory_format=torch.contiguous_format) for n, t in work.learned.items()}

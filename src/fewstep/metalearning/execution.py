@@ -111,7 +111,7 @@ class Execution:
         if chosen == "vectorized" and forward.itself:
             raise BadInput("this model cannot run vectorized (a copy of it is not the model); use strategy loop")
         try:
-            if chosen == "vectorized" and not forward.mapped:
+            if chosen == "vectorized" and not forward.mapped and not self.compiled:
                 self._check_vmap(work, run)
             return run(work, chosen)
         except torch.OutOfMemoryError:

@@ -196,6 +196,7 @@ class Functional:
         BadInput: weights that are not made yet; a compiled module; a bare batch norm.
 
     Example:
+        >>> import torch
         >>> model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
         >>> forward = Functional(model)
         >>> seen = forward(dict(model.named_parameters()), torch.randn(4, 2), forward.setting())

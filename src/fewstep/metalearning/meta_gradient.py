@@ -202,6 +202,7 @@ class Transformed:
     plan: Plan
     fixed: Fixed
     keys: Keys
+    __name__ = "gradient_of_a_task"  # vmap asks for it
 
     def __call__(self, learned: Parameters, moves: Parameters, *parts: Any) -> Result:
         return torch.func.grad(self._loss, has_aux=True)(learned, moves, *parts)

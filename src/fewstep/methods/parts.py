@@ -106,7 +106,7 @@ class Norm(Part):
 
     Arguments:
         affine: norm weights; with biases `shared` by all inner steps, or learned `per_step` (BNWB of MAML++).
-        statistics: evaluate by, what batch norm normalises by.
+        statistics: judged by, what batch norm normalises by when evaluating.
             `batch`: every forward pass by its own batch, so an answer depends on the other queries (transductive);
             `running`: running statistics, kept for every inner step (BNRS of MAML++);
             `support`: queries by the statistics of the support set, so an image gets one answer alone or in a crowd;

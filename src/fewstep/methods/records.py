@@ -42,7 +42,7 @@ def parts_of(family: Any) -> dict[str, type[Part]]:
 
     Example:
         >>> from fewstep.methods.rules import Rule
-        >>> list(parts_of(Rule))
+        >>> list(parts_of(Rule))[:3]
         ['sgd', 'per-parameter', 'per-layer-per-step']
     """
     return {p.word: p for p in PARTS.values() if is_dataclass(p) and family in p.__mro__[1:] and family is not Part}
