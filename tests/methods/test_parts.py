@@ -48,7 +48,7 @@ def test_a_new_rule_is_an_option_and_survives_json(momentum):
     assert from_json(json.loads(json.dumps(to_json(method)))) == method
     assert changed(maml, as_change("rule", method.rule)) == method
     assert differences(method, maml) == {"rule": (momentum(share=0.5), maml.rule)}
-    with pytest.raises(fewstep.BadInput, match="known: Sgd, PerParameter, PerLayerPerStep.*, HeavyBall"):
+    with pytest.raises(fewstep.BadInput, match=r"known: Sgd, PerParameter, PerLayerPerStep.*, HeavyBall"):
         changed(maml, "rule=FirstOrder")
     with pytest.raises(fewstep.BadInput, match="unknown field of HeavyBall 'shar'; did you mean 'share'"):
         changed(method, "rule.shar=1")
