@@ -40,8 +40,8 @@ class Network(nn.Module):
 
     def __init__(self, w: Workload):
         super().__init__()
-        self.blocks = nn.ModuleList(Block(w.filters if i else w.channels, w) for i in range(4))
-        self.head = nn.Linear(w.filters * (w.size >> 4) ** 2, w.ways)
+        self.blocks = nn.ModuleList(Block(w.filters if i else w.channels, w) for i in range(w.blocks))
+        self.head = nn.Linear(w.filters * (w.size >> w.blocks) ** 2, w.ways)
 
     def forward(self, x: Tensor, step: int = 0) -> Tensor:
         for block in self.blocks:
@@ -59,8 +59,8 @@ class Start(NamedTuple):
     weights: dict[str, Tensor]
     rates: dict[str, Tensor]
 
-    def to(self, dtype: torch.dtype) -> "Start":
-        return Start(*({name: t.to(dtype) for name, t in part.items()} for part in self))
+    def to(self, device: str | torch.device, dtype: torch.dtype) -> "Start":
+        return Start(*({name: t.to(device, dtype) for name, t in part.items()} for part in self))
 
     def network(self, w: Workload) -> Network:
         network = Network(w).to(self.weights["head.bias"])
@@ -80,8 +80,8 @@ class Batch(NamedTuple):
     query_x: Tensor
     query_y: Tensor
 
-    def to(self, dtype: torch.dtype) -> "Batch":
-        return Batch(self.support_x.to(dtype), self.support_y, self.query_x.to(dtype), self.query_y)
+    def to(self, device: str | torch.device, dtype: torch.dtype) -> "Batch":
+        return Batch(*(t.to(device, dtype if t.is_floating_point() else t.dtype) for t in self))
 
 
 def start(w: Workload) -> Start:
