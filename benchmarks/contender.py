@@ -49,7 +49,7 @@ class Contender:
         """A step on a workload, everything on the device; a small problem goes the way of the real one."""
         kind, options = getattr(torch, dtype), dict(self.options)
         if w is not self.workload and options.get("strategy") == "auto":
-            options["strategy"] = self.module.chosen(self.workload, "auto")
+            options["strategy"] = self.module.chosen(self.workload)
         torch.set_default_dtype(kind)  # of the modules that are built now
         try:
             return self.module.build(w, start(w).to(self.device, kind), tasks(w, seed).to(self.device, kind), **options)
@@ -70,12 +70,11 @@ class Contender:
                 seconds.append(self.time(1)["seconds"])
 
         found = held(work) if self.device.type == "cpu" else self._held_by_device(work)
-        strategies = {}
+        about = {"first": seconds[0], "seconds": seconds[-1]}
         if self.options:
-            strategies = {"strategy": self.options["strategy"], "auto": self.module.chosen(self.workload, "auto")}
-            if strategies["strategy"] == "auto":
-                strategies["strategy"] = strategies["auto"]
-        return {**found, "first": seconds[0], "seconds": seconds[-1], **strategies}
+            auto, strategy = self.module.chosen(self.workload), self.options["strategy"]
+            about |= {"auto": auto, "strategy": auto if strategy == "auto" else strategy}
+        return {**found, **about}
 
     def _held_by_device(self, work: Callable[[], None]) -> dict[str, int]:
         torch.cuda.empty_cache()
@@ -102,10 +101,6 @@ class Contender:
     def _wait(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-
-    def foreseen(self) -> dict[str, Any]:
-        """The memory that ours expects to need, and the seconds it takes to say so."""
-        return self.module.foreseen(self.workload, self.options["strategy"])
 
     def kernels(self) -> dict[str, Any]:
         """Where the time of one more step goes."""

@@ -5,6 +5,7 @@ python -m benchmarks.cost --json results/cost.json
 
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from statistics import median
 
 import torch
@@ -12,7 +13,9 @@ import torch
 import fewstep
 from benchmarks import command, tables
 from benchmarks.command import Record
+from benchmarks.network import tasks as drawn
 from benchmarks.timing import in_turn, turn
+from benchmarks.workloads import WORKLOADS
 from fewstep.models import Conv4
 
 MARKS = "cost"
@@ -20,20 +23,12 @@ BASE = "maml"
 LATE = 0.9  # of the training: derivative order and step weights as in most of it
 
 
-def batch(tasks: int) -> fewstep.TaskBatch:
-    """5-way 1-shot tasks of 28×28 noise with one query a class."""
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(2, tasks, 5, 1, 28, 28, generator=generator)
-    y = torch.arange(5).expand(tasks, 5)
-    return fewstep.TaskBatch(x[0], y, x[1], y)
-
-
 def measure(rounds: int, filters: int, tasks: int) -> dict[str, list[float]]:
     """Ratios to `maml` by preset, one a round; the first round warms up and is dropped.
 
     Every preset has the same network and, where it has inner steps at all, its own number of them.
     """
-    names, images = fewstep.preset_names(), batch(tasks)
+    names, images = fewstep.preset_names(), fewstep.TaskBatch(*drawn(replace(WORKLOADS["W4"], tasks=tasks)))
     learners = {name: fewstep.Learner(Conv4(5, filters=filters), fewstep.preset(name)) for name in names}
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for name in in_turn(names, rounds + 1):

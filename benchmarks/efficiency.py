@@ -10,14 +10,14 @@ them. With B tasks, strong efficiency is at most B / (N · ⌈B / N⌉): no task
 """
 
 import argparse
-import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext, redirect_stderr
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from statistics import median
+from typing import Any
 
 import torch
+from torch.utils._pytree import tree_leaves
 
 import fewstep
 from benchmarks import command, tables
@@ -27,26 +27,13 @@ from benchmarks.implementations.ours import problem
 from benchmarks.processes import prepare
 from benchmarks.timing import turn
 from benchmarks.workloads import WORKLOADS, Workload
-from fewstep.metalearning.ranks import Ranks
-from fewstep.training.torchrun import leads
 
 MARKS = "efficiency"
 WARM_UP = 3
 SAME = ("workload", "scale", "device", "threads")  # what a yardstick must agree in
 
 
-@dataclass(frozen=True)
-class Counting(Ranks):
-    """Ranks that note the bytes of every sum, and add up nothing: what would be sent, without anybody to send it to."""
-
-    bytes: list[int] = field(default_factory=list)
-
-    def sum(self, own: torch.Tensor) -> torch.Tensor:
-        self.bytes.append(own.numel() * own.element_size())
-        return own
-
-
-def outer_step(w: Workload, ranks: Ranks) -> Callable[[], None]:
+def outer_step(w: Workload, ranks: Any) -> Callable[[], fewstep.MetaGradient]:
     """Meta-gradient and update on a workload, as a training does them."""
     made, batch = problem(w, "auto")
     made, batch = made.to(ranks.device), batch.to(ranks.device)
@@ -54,29 +41,24 @@ def outer_step(w: Workload, ranks: Ranks) -> Callable[[], None]:
     parameters = made.meta_parameters()
     optimizer = made.method.outer.optimizer(dict(parameters))
 
-    def step() -> None:
+    def step() -> fewstep.MetaGradient:
         result = made.meta_gradient(batch)
         for name, parameter in parameters.items():
             parameter.grad = result.gradients[name]
         optimizer.step()
         made.update_running(result.statistics)
+        return result
 
     return step
 
 
-def reduced_bytes(w: Workload) -> int:
-    """Bytes that an outer step of a workload sums over ranks.
-
-    Example:
-        >>> reduced_bytes(WORKLOADS["W2"].scaled(0.01)) > 1000
-        True
-    """
-    ranks = Counting(size=2)
-    outer_step(w, ranks)()
-    return sum(ranks.bytes)
+def reduced_numbers(w: Workload, result: fewstep.MetaGradient) -> int:
+    """How many numbers an outer step sums over ranks: all that must agree, and a loss a task."""
+    shared = tree_leaves((result.gradients, result.statistics, result.query_logits))
+    return w.tasks + sum(t.numel() for t in shared)
 
 
-def timed(step: Callable[[], object], ranks: Ranks, repeats: int) -> list[float]:
+def timed(step: Callable[[], object], ranks: Any, repeats: int) -> list[float]:
     """Seconds of each repeat, from when all begin until the last has ended."""
 
     def together() -> None:
@@ -92,7 +74,7 @@ def timed(step: Callable[[], object], ranks: Ranks, repeats: int) -> list[float]
     return seconds[WARM_UP:]
 
 
-def measured(options: argparse.Namespace, ranks: Ranks) -> list[Record]:
+def measured(options: argparse.Namespace, ranks: Any) -> list[Record]:
     """A record of strong and one of weak scaling; for one process they are one measurement."""
     w = WORKLOADS[options.workload] if options.scale == 1 else WORKLOADS[options.workload].scaled(options.scale)
     cuda = ranks.device.type == "cuda"
@@ -107,10 +89,13 @@ def measured(options: argparse.Namespace, ranks: Ranks) -> list[Record]:
         if ranks.size == 1 and records:
             seconds, alone = records[0]["seconds"], records[0]["all_reduce"]
         else:
-            seconds = timed(outer_step(shared, ranks), ranks, options.rounds)
-            size = reduced_bytes(shared)
-            flat = torch.zeros(size // 4, device=ranks.device)
-            alone = {"bytes": size, "seconds": timed(lambda flat=flat: ranks.sum(flat), ranks, options.rounds)}
+            step = outer_step(shared, ranks)
+            seconds = timed(step, ranks, options.rounds)
+            flat = torch.zeros(reduced_numbers(shared, step()), device=ranks.device)
+            alone = {
+                "bytes": flat.numel() * flat.element_size(),
+                "seconds": timed(lambda flat=flat: ranks.sum(flat), ranks, options.rounds),
+            }
         records.append({**about, "kind": kind, "tasks": shared.tasks, "flops": counts(shared)["flops"],
                         "seconds": seconds, "all_reduce": alone})  # fmt: skip
     return records
@@ -147,8 +132,7 @@ def parts(results: Record) -> Iterator[str]:
 def main(arguments: list[str] | None = None) -> int:
     parser = command.parser("efficiency", __doc__, rounds=10, threads=1, scale=1.0, json=None, table=None)
     parser.add_argument("workload", choices=[name for name, w in WORKLOADS.items() if not w.predict])
-    with open(os.devnull, "w") as nowhere, nullcontext() if leads() else redirect_stderr(nowhere):
-        options = parser.parse_args(arguments)  # what is wrong with the arguments is said once
+    options = parser.parse_args(arguments)
     prepare("ours", options.threads)
     with fewstep.torchrun() as ranks:
         found = measured(options, ranks)

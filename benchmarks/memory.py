@@ -7,6 +7,7 @@ Every figure comes from fresh processes: the most one held, beyond what it held 
 """
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -19,11 +20,12 @@ import fewstep
 from benchmarks import command
 from benchmarks.command import Record
 from benchmarks.held import held
-from benchmarks.implementations.ours import learner
+from benchmarks.implementations.ours import learner, problem
 from benchmarks.network import distance, start, tasks
-from benchmarks.processes import Process, ask
+from benchmarks.processes import ask
 from benchmarks.tables import rows, where
 from benchmarks.workloads import WORKLOADS, Workload
+from fewstep.metalearning.memory import memory_needed
 from fewstep.models import Conv4
 
 MARKS = "measured"
@@ -50,34 +52,41 @@ def evaluation(count: int) -> Record:
     return held(lambda: fewstep.evaluate(made, drawn, count=count))
 
 
-def several(repeats: int, question: Callable[[], Record], size: str = "used") -> Record:
+def foreseen(workload: Record, strategy: str) -> Record:
+    """The memory that a meta-gradient is expected to need, and the seconds it takes to say so."""
+    w = Workload(**workload)
+    made, batch = problem(w.scaled(0.05), strategy)
+    made.meta_gradient(batch)  # loads what a library loads when first used
+    made, batch = problem(w, strategy)
+    started = time.perf_counter()
+    need = memory_needed(made, batch)
+    return {"used": need.bytes, "strategy": need.strategy, "seconds": time.perf_counter() - started}
+
+
+def several(repeats: int, question: Callable[[], Record]) -> Record:
     """The median of fresh processes, and all of them: where a heap begins is drawn anew for each."""
     answers = [question() for _ in range(repeats)]
-    each = [answer[size] for answer in answers]
+    each = [answer["used"] for answer in answers]
     known = {name: answers[-1][name] for name in ("strategy", "auto", "seconds") if name in answers[-1]}
     return {"bytes": median_low(each), "each": each, **known}
 
 
-def taken(repeats: int, w: Workload, strategy: str, passes: int = 2) -> Record:
+def estimate(repeats: int, w: Workload, strategy: str) -> Record:
+    """What ours expects to need."""
+    return several(repeats, lambda: ask("memory", "foreseen", workload=asdict(w), strategy=strategy))
+
+
+def truth(repeats: int, w: Workload, strategy: str, passes: int = 2) -> Record:
     """What building a learner and some meta-gradients take."""
-    return several(repeats, lambda: _fresh(w, strategy, "memory", passes=passes))
-
-
-def foreseen(repeats: int, w: Workload, strategy: str) -> Record:
-    """The estimate."""
-    return several(repeats, lambda: _fresh(w, strategy, "foreseen"), "bytes")
-
-
-def _fresh(w: Workload, strategy: str, do: str, **arguments: Any) -> Record:
-    with Process("contender.Contender", implementation="fewstep", workload=asdict(w), strategy=strategy) as process:
-        return process.ask(do, **arguments)
+    contender = {"implementation": "fewstep", "workload": asdict(w), "strategy": strategy}
+    return several(repeats, lambda: ask("contender.Contender", "memory", made_with=contender, passes=passes))
 
 
 def by_steps(repeats: int, *_: Any) -> Iterator[Record]:
     """One task of W1 at more and more inner steps, one meta-gradient."""
     for steps in STEPS:
         w = replace(WORKLOADS["W1"], tasks=1, steps=steps)
-        peaks = {strategy: taken(repeats, w, strategy, passes=1) for strategy in COLOURS}
+        peaks = {strategy: truth(repeats, w, strategy, passes=1) for strategy in COLOURS}
         off = {dtype: ask("memory", "difference", steps=steps, dtype=dtype) for dtype in ("float32", "float64")}
         yield {"steps": steps, **peaks, "difference": off}
 
@@ -86,9 +95,9 @@ def needs(repeats: int, only: list[str], strategies: list[str]) -> Iterator[Reco
     """Estimate and truth of the workloads, by strategy."""
     for name in only:
         for strategy in (s for s in SENSIBLE[name] if s in strategies):
-            estimate, true = (ask_for(repeats, WORKLOADS[name], strategy) for ask_for in (foreseen, taken))
-            auto = true.pop("auto") == strategy
-            yield {"workload": name, "strategy": strategy, "auto": auto, "estimate": estimate, "truth": true}
+            foreseen, taken = (asked(repeats, WORKLOADS[name], strategy) for asked in (estimate, truth))
+            auto = taken.pop("auto") == strategy
+            yield {"workload": name, "strategy": strategy, "auto": auto, "estimate": foreseen, "truth": taken}
 
 
 def evaluations(repeats: int, *_: Any) -> Iterator[Record]:

@@ -10,7 +10,6 @@ from benchmarks.tables import Ratio, Record, ratio, rows, spread, where
 MARKS = "measured"
 AS_RUN, EQUAL = "as run", "our allocator"
 OWN, UNTOUCHED = "fewstep", "fewstep, allocator untouched"
-STEP = ("sampling", "transfer", "meta_gradient", "rest", "checkpoint")
 
 
 def others(found: Record) -> list[str]:
@@ -36,28 +35,6 @@ def smallest(found: Record) -> tuple[float, str] | None:
         return None
     other = min(used, key=lambda name: used[name])
     return found[OWN]["memory"]["used"] / used[other], other
-
-
-def epoch_shares(record: Record) -> dict[str, float]:
-    """Shares of a published epoch, with its validation and checkpoint, from the seconds of its parts.
-
-    Example:
-        >>> parts = {"sampling": 0.1, "meta_gradient": 0.9}
-        >>> epoch = {"steps": 10, "validation_tasks": 4}
-        >>> epoch_shares({"step": parts, "checkpoint": 2.0, "validation_task": 2.0, "epoch": epoch})["validation"]
-        0.4
-    """
-    steps, tasks = record["epoch"]["steps"], record["epoch"]["validation_tasks"]
-    seconds = {part: value * steps for part, value in record["step"].items()}
-    seconds |= {"checkpoint": record["checkpoint"], "validation": record["validation_task"] * tasks}
-    return {part: value / sum(seconds.values()) for part, value in seconds.items()}
-
-
-def step_shares(record: Record) -> dict[str, float]:
-    """Shares of an outer step; a checkpoint's as if every step had its part of the one that ends an epoch."""
-    whole = sum(record["step"].values())
-    shares = {part: value / whole for part, value in record["step"].items()}
-    return shares | {"checkpoint": record["checkpoint"] / record["epoch"]["steps"] / whole}
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------
@@ -139,9 +116,13 @@ def _left_out(results: Record) -> list[str]:
 
 
 def _training(record: Record) -> list[str]:
-    step, epoch = step_shares(record), epoch_shares(record)
-    seconds = f"{sum(record['step'].values()):.3f}"
-    return [record["what"], seconds, *(f"{step[part]:.2%}" for part in STEP), f"{epoch['validation']:.1%}"]
+    """Shares of an outer step, a checkpoint spread over its epoch, and of validation in a published epoch."""
+    steps, checkpoint = record["epoch"]["steps"], record["checkpoint"]
+    step = sum(record["step"].values())
+    validation = record["validation_task"] * record["epoch"]["validation_tasks"]
+    shares = [seconds / step for seconds in (*record["step"].values(), checkpoint / steps)]
+    of_epoch = validation / (step * steps + checkpoint + validation)
+    return [record["what"], f"{step:.3f}", *(f"{share:.2%}" for share in shares), f"{of_epoch:.1%}"]
 
 
 def parts(results: Record) -> Iterator[str]:

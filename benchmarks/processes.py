@@ -88,7 +88,7 @@ class Process:
         self._process.join()
 
 
-def ask(target: str, do: str, threads: int = 1, **arguments: Any) -> Any:
-    """The answer of a fresh process."""
-    with Process(target, threads) as process:
+def ask(target: str, do: str, threads: int = 1, made_with: dict[str, Any] | None = None, **arguments: Any) -> Any:
+    """The answer of a fresh process; `made_with`: the arguments of a class."""
+    with Process(target, threads, **(made_with or {})) as process:
         return process.ask(do, **arguments)

@@ -17,7 +17,7 @@ from benchmarks.command import Record, say
 from benchmarks.flops import counts
 from benchmarks.implementations.ours import build
 from benchmarks.network import start, tasks
-from benchmarks.processes import Process, prepare
+from benchmarks.processes import ask, prepare
 from benchmarks.timing import in_turn, turn
 from benchmarks.workloads import RESNET12, Workload
 
@@ -83,8 +83,8 @@ def timed(points: list[Workload], rounds: int, at_most: float) -> dict[Workload,
 
 def memory(point: Workload) -> Record:
     """Peak bytes of a point in a fresh process."""
-    with Process("contender.Contender", implementation=f"fewstep-{STRATEGY}", workload=asdict(point)) as process:
-        return process.ask("memory", passes=2)
+    contender = {"implementation": f"fewstep-{STRATEGY}", "workload": asdict(point)}
+    return ask("contender.Contender", "memory", made_with=contender, passes=2)
 
 
 def measure(chosen: list[tuple[str, list[Workload]]], rounds: int, at_most: float) -> list[Record]:

@@ -123,6 +123,14 @@ def test_a_process_that_cannot_go_on_says_why():
             process.ask("best", seconds=1)
 
 
+def test_shares_of_an_epoch():
+    parts = {"sampling": 0.1, "transfer": 0.0, "meta_gradient": 0.7, "rest": 0.2}
+    record = {"what": "W", "step": parts, "checkpoint": 2.0, "validation_task": 2.0,
+              "epoch": {"steps": 10, "validation_tasks": 4}}  # fmt: skip
+    expected = ["W", "1.000", "10.00%", "0.00%", "70.00%", "20.00%", "20.00%", "40.0%"]
+    assert performance_page._training(record) == expected
+
+
 def test_a_part_within_another_counts_once():
     parts = shares.Parts()
     inner = parts.timed(lambda: time.sleep(0.01), "inner")
@@ -138,10 +146,9 @@ def test_shares_are_of_a_real_training():
     assert {name: vars(shares.trainer)[name] for name in whole} == whole
     assert min(*record["step"].values(), record["checkpoint"], record["validation_task"]) > 0
     assert record["step"]["meta_gradient"] > record["step"]["sampling"]
-    assert sum(performance_page.epoch_shares(record).values()) == pytest.approx(1)
-    step = performance_page.step_shares(record)
-    assert sum(step[part] for part in record["step"]) == pytest.approx(1)
-    assert performance_page._training(record)[0] == "3-way 1-shot, MAML++, Conv4-4, 2 tasks"
+    shown = performance_page._training(record)
+    assert shown[0] == "3-way 1-shot, MAML++, Conv4-4, 2 tasks"
+    assert sum(float(share.rstrip("%")) for share in shown[2:6]) == pytest.approx(100, abs=0.1)
 
 
 @pytest.mark.parametrize("module", [command, flops, performance_page, tables, timing])

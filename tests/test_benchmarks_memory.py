@@ -25,13 +25,13 @@ def _here(monkeypatch):
 @pytest.mark.parametrize("strategy", ["loop", "vectorized", "recompute"])
 def test_an_estimate_is_what_a_fresh_process_then_takes(strategy):
     w = replace(WORKLOADS["W2"], tasks=4, steps=4, filters=48)
-    true, estimate = (asked(3, w, strategy)["bytes"] for asked in (memory.taken, memory.foreseen))
+    true, estimate = (asked(3, w, strategy)["bytes"] for asked in (memory.truth, memory.estimate))
     assert estimate == pytest.approx(true, rel=0.25)
 
 
 def test_a_fresh_process_tells_truth_and_estimate():
     w = replace(WORKLOADS["W2"], tasks=3, steps=3, filters=32)
-    true, estimate = memory.taken(1, w, "loop"), memory.foreseen(1, w, "loop")
+    true, estimate = memory.truth(1, w, "loop"), memory.estimate(1, w, "loop")
     assert true["strategy"] == estimate["strategy"] == "loop"
     assert estimate["bytes"] == pytest.approx(true["bytes"], rel=0.5)  # of one process each; medians are closer
 

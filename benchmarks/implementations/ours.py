@@ -1,6 +1,5 @@
 """fewstep: a `Learner` as users build it, by the strategy that it chooses or by a forced one."""
 
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +9,6 @@ from torch import Tensor
 import fewstep
 from benchmarks.network import Batch, Start, start, tasks
 from benchmarks.workloads import RESNET12, Workload
-from fewstep.metalearning.memory import memory_needed
 from fewstep.methods import PerLayerPerStep, SecondOrder, Uniform
 from fewstep.models import Conv4, ResNet12
 
@@ -58,15 +56,7 @@ def build(
     return predict if w.predict else meta_gradient
 
 
-def chosen(w: Workload, strategy: str) -> str:
-    """The strategy for a workload where this one is asked for: what `auto` takes."""
-    made, batch = problem(w, strategy)
+def chosen(w: Workload) -> str:
+    """The strategy that `auto` takes."""
+    made, batch = problem(w, "auto")
     return made.chosen_strategy(batch)
-
-
-def foreseen(w: Workload, strategy: str) -> dict[str, Any]:
-    """The memory that a meta-gradient is expected to need, and the seconds it takes to say so."""
-    made, batch = problem(w, strategy)
-    started = time.perf_counter()
-    need = memory_needed(made, batch)
-    return {"bytes": need.bytes, "strategy": need.strategy, "seconds": time.perf_counter() - started}
