@@ -6,6 +6,7 @@ python -m benchmarks.cost --json results/cost.json
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from statistics import median
 
 import torch
@@ -14,7 +15,7 @@ import fewstep
 from benchmarks import command, tables
 from benchmarks.command import Record
 from benchmarks.network import tasks as drawn
-from benchmarks.timing import in_turn, turn
+from benchmarks.timing import compare
 from benchmarks.workloads import WORKLOADS
 from fewstep.models import Conv4
 
@@ -24,16 +25,15 @@ LATE = 0.9  # of the training: derivative order and step weights as in most of i
 
 
 def measure(rounds: int, filters: int, tasks: int) -> dict[str, list[float]]:
-    """Ratios to `maml` by preset, one a round; the first round warms up and is dropped.
+    """Ratios to `maml` by preset, one a round, of 5-way 1-shot tasks of noise with one query a class.
 
     Every preset has the same network and, where it has inner steps at all, its own number of them.
     """
-    names, images = fewstep.preset_names(), fewstep.TaskBatch(*drawn(replace(WORKLOADS["W4"], tasks=tasks)))
-    learners = {name: fewstep.Learner(Conv4(5, filters=filters), fewstep.preset(name)) for name in names}
-    seconds: dict[str, list[float]] = {name: [] for name in names}
-    for name in in_turn(names, rounds + 1):
-        seconds[name].append(turn(lambda learner=learners[name]: learner.meta_gradient(images, LATE)))
-    return {name: [a / b for a, b in zip(seconds[name], seconds[BASE], strict=True)][1:] for name in names}
+    batch = fewstep.TaskBatch(*drawn(replace(WORKLOADS["W4"], tasks=tasks)))
+    presets = {name: fewstep.preset(name) for name in fewstep.preset_names()}
+    learners = {name: fewstep.Learner(Conv4(5, filters=filters), method) for name, method in presets.items()}
+    seconds = compare({name: partial(each.meta_gradient, batch, LATE) for name, each in learners.items()}, rounds)
+    return {name: [a / b for a, b in zip(each, seconds[BASE], strict=True)] for name, each in seconds.items()}
 
 
 def parts(results: Record) -> Iterator[str]:

@@ -52,10 +52,10 @@ def outer_step(w: Workload, ranks: Any) -> Callable[[], fewstep.MetaGradient]:
     return step
 
 
-def reduced_numbers(w: Workload, result: fewstep.MetaGradient) -> int:
-    """How many numbers an outer step sums over ranks: all that must agree, and a loss a task."""
-    shared = tree_leaves((result.gradients, result.statistics, result.query_logits))
-    return w.tasks + sum(t.numel() for t in shared)
+def reduced_numbers(result: fewstep.MetaGradient) -> int:
+    """How many numbers an outer step sums over ranks: all that must agree."""
+    shared = (result.gradients, result.statistics, result.query_logits, result.task_losses)
+    return sum(t.numel() for t in tree_leaves(shared))
 
 
 def timed(step: Callable[[], object], ranks: Any, repeats: int) -> list[float]:
@@ -91,11 +91,9 @@ def measured(options: argparse.Namespace, ranks: Any) -> list[Record]:
         else:
             step = outer_step(shared, ranks)
             seconds = timed(step, ranks, options.rounds)
-            flat = torch.zeros(reduced_numbers(shared, step()), device=ranks.device)
-            alone = {
-                "bytes": flat.numel() * flat.element_size(),
-                "seconds": timed(lambda flat=flat: ranks.sum(flat), ranks, options.rounds),
-            }
+            flat = torch.zeros(reduced_numbers(step()), device=ranks.device)
+            sums = timed(lambda flat=flat: ranks.sum(flat), ranks, options.rounds)
+            alone = {"bytes": flat.numel() * flat.element_size(), "seconds": sums}
         records.append({**about, "kind": kind, "tasks": shared.tasks, "flops": counts(shared)["flops"],
                         "seconds": seconds, "all_reduce": alone})  # fmt: skip
     return records

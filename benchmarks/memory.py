@@ -30,6 +30,7 @@ from fewstep.models import Conv4
 
 MARKS = "measured"
 COLOURS = {"loop": "#dd7711", "recompute": "#2a86c8"}
+PARTS = ("steps", "needs", "evaluation")
 STEPS = (1, 5, 20, 50)
 STRATEGIES = ("loop", "vectorized", "recompute")
 SENSIBLE = {**dict.fromkeys(("W1", "W2", "W3", "W4"), STRATEGIES), **dict.fromkeys(("W5", "W6"), STRATEGIES[::2])}
@@ -82,31 +83,29 @@ def truth(repeats: int, w: Workload, strategy: str, passes: int = 2) -> Record:
     return several(repeats, lambda: ask("contender.Contender", "memory", made_with=contender, passes=passes))
 
 
-def by_steps(repeats: int, *_: Any) -> Iterator[Record]:
-    """One task of W1 at more and more inner steps, one meta-gradient."""
-    for steps in STEPS:
-        w = replace(WORKLOADS["W1"], tasks=1, steps=steps)
-        peaks = {strategy: truth(repeats, w, strategy, passes=1) for strategy in COLOURS}
-        off = {dtype: ask("memory", "difference", steps=steps, dtype=dtype) for dtype in ("float32", "float64")}
-        yield {"steps": steps, **peaks, "difference": off}
+def entries(part: str, repeats: int, only: list[str], strategies: list[str]) -> Iterator[Record]:
+    """What a part of the record consists of.
 
-
-def needs(repeats: int, only: list[str], strategies: list[str]) -> Iterator[Record]:
-    """Estimate and truth of the workloads, by strategy."""
-    for name in only:
-        for strategy in (s for s in SENSIBLE[name] if s in strategies):
-            foreseen, taken = (asked(repeats, WORKLOADS[name], strategy) for asked in (estimate, truth))
-            auto = taken.pop("auto") == strategy
-            yield {"workload": name, "strategy": strategy, "auto": auto, "estimate": foreseen, "truth": taken}
-
-
-def evaluations(repeats: int, *_: Any) -> Iterator[Record]:
-    """Peaks of evaluations on more and more tasks."""
-    for count in TASKS:
-        yield {"tasks": count, **several(repeats, lambda count=count: ask("memory", "evaluation", count=count))}
-
-
-PARTS = {"steps": by_steps, "needs": needs, "evaluation": evaluations}
+    Arguments:
+        part: `steps`, one task of W1 at more and more inner steps, one meta-gradient; `needs`, estimate and truth of
+            workloads by strategy; `evaluation`, on more and more tasks.
+        only, strategies: of `needs`.
+    """
+    if part == "steps":
+        for steps in STEPS:
+            w = replace(WORKLOADS["W1"], tasks=1, steps=steps)
+            peaks = {strategy: truth(repeats, w, strategy, passes=1) for strategy in COLOURS}
+            off = {dtype: ask("memory", "difference", steps=steps, dtype=dtype) for dtype in ("float32", "float64")}
+            yield {"steps": steps, **peaks, "difference": off}
+    elif part == "needs":
+        for name in only:
+            for strategy in (s for s in SENSIBLE[name] if s in strategies):
+                foreseen, taken = (asked(repeats, WORKLOADS[name], strategy) for asked in (estimate, truth))
+                auto = taken.pop("auto") == strategy
+                yield {"workload": name, "strategy": strategy, "auto": auto, "estimate": foreseen, "truth": taken}
+    else:
+        for count in TASKS:
+            yield {"tasks": count, **several(repeats, lambda count=count: ask("memory", "evaluation", count=count))}
 
 
 def key(entry: Record) -> tuple[Any, ...]:
@@ -173,7 +172,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     results = {**command.recorded(options.json), **command.started("memory")}
     for part in options.parts:
-        for entry in PARTS[part](options.rounds, options.only, options.strategies):
+        for entry in entries(part, options.rounds, options.only, options.strategies):
             kept = [old for old in results.get(part, []) if key(old) != key(entry)]
             results[part] = sorted([*kept, entry], key=key)
             command.record(options.json, results)

@@ -10,29 +10,26 @@ from torch import Tensor, nn
 from benchmarks.workloads import Workload
 
 
-class StepNorm(nn.Module):
-    """Batch norm by the batch's own statistics, with a weight and a bias for each inner step (MAML++)."""
+class Norm(nn.Module):
+    """Batch norm by the batch's own statistics; in MAML++ with a weight and a bias for each inner step."""
 
-    def __init__(self, channels: int, steps: int):
+    def __init__(self, w: Workload):
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(steps, channels))
-        self.bias = nn.Parameter(torch.zeros(steps, channels))
+        shape = (w.steps, w.filters) if w.plus else (w.filters,)
+        self.weight, self.bias = nn.Parameter(torch.ones(shape)), nn.Parameter(torch.zeros(shape))
 
     def forward(self, x: Tensor, step: int) -> Tensor:
-        return F.batch_norm(x, None, None, self.weight[step], self.bias[step], training=True)
+        weight, bias = (p[step] if p.dim() > 1 else p for p in (self.weight, self.bias))
+        return F.batch_norm(x, None, None, weight, bias, training=True)
 
 
 class Block(nn.Module):
     def __init__(self, inputs: int, w: Workload):
         super().__init__()
-        self.conv = nn.Conv2d(inputs, w.filters, 3, padding=1)
-        self.norm = StepNorm(w.filters, w.steps) if w.plus else nn.BatchNorm2d(w.filters, track_running_stats=False)
-        self.per_step = w.plus
+        self.conv, self.norm = nn.Conv2d(inputs, w.filters, 3, padding=1), Norm(w)
 
     def forward(self, x: Tensor, step: int) -> Tensor:
-        x = self.conv(x)
-        x = self.norm(x, step) if self.per_step else self.norm(x)
-        return F.max_pool2d(F.leaky_relu(x, 0.01), 2)
+        return F.max_pool2d(F.leaky_relu(self.norm(self.conv(x), step), 0.01), 2)
 
 
 class Network(nn.Module):

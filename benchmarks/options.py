@@ -27,7 +27,7 @@ from benchmarks import command, tables
 from benchmarks.command import Record
 from benchmarks.implementations.ours import problem
 from benchmarks.processes import ask, prepare
-from benchmarks.timing import in_turn, turn
+from benchmarks.timing import compare, turn
 from benchmarks.workloads import WORKLOADS
 from fewstep.models import MLP, Conv4
 
@@ -64,12 +64,7 @@ def speed(workload: str, rounds: int, threads: int) -> Record:
     """Seconds of every option, and of the compiler's first step in two processes that share a cache."""
     with tempfile.TemporaryDirectory() as cache, patch.dict(os.environ, TORCHINDUCTOR_CACHE_DIR=cache):
         waits = {which: ask("options", "first", threads, workload=workload) for which in ("empty", "kept")}
-        steps = {option: step(workload, option) for option in OPTIONS}
-        seconds: dict[str, list[float]] = {option: [] for option in OPTIONS}
-        for one in steps.values():
-            one()
-        for option in in_turn(list(OPTIONS), rounds):
-            seconds[option].append(turn(steps[option]))
+        seconds = compare({option: step(workload, option) for option in OPTIONS}, rounds)
     return {"seconds": seconds, "first": waits}
 
 

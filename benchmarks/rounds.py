@@ -109,12 +109,6 @@ class Setting:
                 if answer := self.ask(label, "time", count=counts[label], release=release):
                     self.found[label]["seconds"].append(answer["seconds"])
 
-    def split_by_kernel(self) -> None:
-        """Where the time of one more step of each goes."""
-        for label in list(self.live):
-            if kernels := self.ask(label, "kernels"):
-                self.found[label]["kernels"] = kernels
-
 
 def measure(name: str, settings: dict[str, dict[str, Record]], options: Options) -> Record:
     """Everything about a workload: by setting and label memory, seconds of every round, and in the first distances.
@@ -136,8 +130,8 @@ def measure(name: str, settings: dict[str, dict[str, Record]], options: Options)
             if not record["settings"]:
                 setting.check_results()
             setting.time_rounds()
-            if options.device != "cpu":
-                setting.split_by_kernel()
+            for label in list(setting.found) if options.device != "cpu" else ():
+                setting.found[label]["kernels"] = setting.ask(label, "kernels")
             record["settings"][title] = setting.found
             record["left_out"] |= setting.left_out
     return record

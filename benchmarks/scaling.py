@@ -36,36 +36,28 @@ AXES: dict[str, tuple[str, Callable[[Workload], int]]] = {
 """The field that moves along each axis, and what is counted there."""
 
 BASE = Workload("a point of scaling", ways=5, tasks=1, shots=4, steps=2, filters=32)
-TINY = replace(BASE, ways=2, shots=1, steps=1, size=16, filters=4)
+TINY = replace(BASE, ways=2, shots=1, steps=1, size=16, filters=8, blocks=3)
+BASES = {"full": (BASE, replace(BASE, model=RESNET12, filters=16)), "tiny": (TINY, replace(TINY, model=RESNET12))}
 VALUES = {
     "tasks": (1, 2, 4, 8, 16, 32), "steps": (1, 2, 4, 8, 16), "ways": (2, 5, 10, 20, 32), "shots": (1, 2, 4, 8, 16),
     "size": (16, 28, 42, 56, 84), "filters": (8, 16, 32, 64, 128), "blocks": (1, 2, 3, 4),
 }  # fmt: skip
-TINY_VALUES = {
-    "tasks": (1, 2, 4), "steps": (1, 2, 3), "ways": (2, 3, 4), "shots": (1, 2, 3), "size": (16, 24, 32),
-    "filters": (2, 4, 8), "blocks": (2, 3, 4),
-}  # fmt: skip
-SCALES = {
-    "full": (BASE, replace(BASE, model=RESNET12, filters=16), VALUES, (8, 16, 32, 64)),
-    "tiny": (TINY, replace(TINY, model=RESNET12, filters=2), TINY_VALUES, (2, 4, 8)),
-}
-"""Base of either model, values of every field, and widths of ResNet-12's first block."""
 
 
 def series(scale: str) -> list[tuple[str, list[Workload]]]:
-    """The points along each axis: of Conv4 along all, of ResNet-12 along width and depth.
+    """The points along each axis: of Conv4 along all, of ResNet-12 along width and depth; three of each where tiny.
 
     Example:
-        >>> [(axis, points[0].model, [p.blocks for p in points]) for axis, points in series("tiny")][-1]
-        ('convolutions', 'ResNet-12', [2, 3, 4])
+        >>> [(axis, points[0].model, [p.filters for p in points]) for axis, points in series("full")][6]
+        ('filters', 'ResNet-12', [8, 16, 32, 64])
     """
-    conv4, resnet12, values, widths = SCALES[scale]
+    conv4, resnet12 = BASES[scale]
     found = []
     for axis, (field, _) in AXES.items():
-        found.append((axis, [replace(conv4, **{field: value}) for value in values[field]]))
+        values = VALUES[field][: 3 if scale == "tiny" else None]
+        found.append((axis, [replace(conv4, **{field: value}) for value in values]))
         if field in ("filters", "blocks"):
-            moved = widths if field == "filters" else values[field]
-            found.append((axis, [replace(resnet12, **{field: value}) for value in moved]))
+            found.append((axis, [replace(resnet12, **{field: value}) for value in values if value <= 64]))
     return found
 
 
@@ -110,14 +102,14 @@ def measure(chosen: list[tuple[str, list[Workload]]], rounds: int, at_most: floa
 def main(arguments: list[str] | None = None) -> int:
     parser = command.parser("scaling", __doc__, rounds=7, at_most=600, json=None, table=None, plots=None)
     parser.add_argument("--axes", nargs="+", choices=AXES, default=list(AXES), help="some of them (default all)")
-    parser.add_argument("--scale", choices=SCALES, default="full", help="tiny, to see whether everything runs")
+    parser.add_argument("--scale", choices=BASES, default="full", help="tiny, to see whether everything runs")
     options = parser.parse_args(arguments)
     prepare("ours", 1)
     chosen = [(axis, points) for axis, points in series(options.scale) if axis in options.axes]
     results = {
         **command.started("scaling"),
         "scale": options.scale,
-        "base": {base.model: asdict(base) for base in SCALES[options.scale][:2]},
+        "base": {base.model: asdict(base) for base in BASES[options.scale]},
         "series": measure(chosen, options.rounds, options.at_most),
     }
     return command.finished(results, options)

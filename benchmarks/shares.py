@@ -5,10 +5,8 @@ part is timed where the training calls it.
 """
 
 import tempfile
-import time
 from collections import defaultdict
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
@@ -16,61 +14,49 @@ from unittest.mock import patch
 import torch
 
 import fewstep
+from benchmarks.timing import turn
 from fewstep.models import Conv4
 from fewstep.training import trainer
 
 VALIDATION_TASKS = 600  # of an epoch, as published
 
 
-class Parts:
-    """Seconds by part; of calls inside one another the outer one counts."""
+def shares(ways: int, iterations: int, filters: int, meta_batch: int, validation_tasks: int) -> dict[str, Any]:
+    """Seconds of an outer step by part, of the checkpoint after an epoch, and of validation a task."""
+    seconds: dict[str, float] = defaultdict(float)
 
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = defaultdict(float)
-        self._busy = False
-
-    def timed(self, function: Callable[..., Any], part: str) -> Callable[..., Any]:
-        """The function, adding the time of every call to a part."""
-
+    def timed(function: Callable[..., Any], part: str) -> Callable[..., Any]:
         def call(*arguments: Any, **named: Any) -> Any:
-            if self._busy:
-                return function(*arguments, **named)
-            started, self._busy = time.perf_counter(), True
-            try:
-                return function(*arguments, **named)
-            finally:
-                self.seconds[part] += time.perf_counter() - started
-                self._busy = False
+            found: list[Any] = []
+            seconds[part] += turn(lambda: found.append(function(*arguments, **named)))
+            return found[0]
 
         return call
 
-
-def shares(ways: int, iterations: int, filters: int, meta_batch: int, validation_tasks: int) -> dict[str, Any]:
-    """Seconds of an outer step by part, of the checkpoint after an epoch, and of validation a task."""
     torch.manual_seed(0)
-    tasks = fewstep.strokes(classes=(200, 40, 40)).tasks(ways=ways)
-    method = fewstep.preset("maml++")
+    drawn, method = fewstep.strokes(classes=(200, 40, 40)).tasks(ways=ways), fewstep.preset("maml++")
     learner = fewstep.Learner(Conv4(ways, filters=filters), method)
-    parts = Parts()
-    tasks = replace(tasks, train=parts.timed(tasks.train, "sampling"))
-    called = [(fewstep.TaskBatch, "to", "transfer"), (learner, "meta_gradient", "meta_gradient"),
-              (trainer, "save_checkpoint", "checkpoint"), (trainer, "validate", "validation")]  # fmt: skip
-    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        for owner, name, part in called:
-            stack.enter_context(patch.object(owner, name, parts.timed(getattr(owner, name), part)))
-        started = time.perf_counter()
-        options = {"meta_batch": meta_batch, "validation_tasks": validation_tasks}
-        fewstep.train(learner, tasks, folder, epochs=1, iterations=iterations, **options)
-        total = time.perf_counter() - started
-    seconds = parts.seconds
-    step = {part: seconds[part] / iterations for part in ("sampling", "transfer", "meta_gradient")}
+    batch = drawn.train(range(meta_batch))
+    transfer = turn(lambda: batch.to(learner.device))
+    tasks = replace(drawn, train=timed(drawn.train, "sampling"))
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        patch.object(learner, "meta_gradient", timed(learner.meta_gradient, "meta_gradient")),
+        patch.object(trainer, "save_checkpoint", timed(trainer.save_checkpoint, "checkpoint")),
+        patch.object(trainer, "validate", timed(trainer.validate, "validation")),
+    ):
+        options = {"epochs": 1, "iterations": iterations, "validation_tasks": validation_tasks}
+        total = turn(lambda: fewstep.train(learner, tasks, folder, meta_batch=meta_batch, **options))
+    step = {part: seconds[part] / iterations for part in ("sampling", "meta_gradient")}
+    rest = max(0.0, (total - sum(seconds.values())) / iterations - transfer)  # tasks may be drawn beside it all
     return {
         "what": f"{ways}-way 1-shot, MAML++, Conv4-{filters}, {meta_batch} tasks",
-        "step": {**step, "rest": (total - sum(seconds.values())) / iterations},
+        "step": {"sampling": step["sampling"], "transfer": transfer, "meta_gradient": step["meta_gradient"],
+                 "rest": rest},
         "checkpoint": seconds["checkpoint"],
         "validation_task": seconds["validation"] / validation_tasks,
         "epoch": {"steps": method.recipe.iterations, "validation_tasks": VALIDATION_TASKS},
-    }
+    }  # fmt: skip
 
 
 def all_shares(scale: float) -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@
 import math
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from benchmarks.command import say
@@ -43,3 +43,13 @@ def turn(step: Callable[[], Any], least: float = 0.0, clock: Callable[[], float]
         taken = clock() - started
         if taken >= least:
             return taken / count
+
+
+def compare(steps: Mapping[T, Callable[[], Any]], rounds: int) -> dict[T, list[float]]:
+    """Seconds of steps in this process, in turn, after one of each that is not timed."""
+    seconds: dict[T, list[float]] = {name: [] for name in steps}
+    for step in steps.values():
+        step()
+    for name in in_turn(list(steps), rounds):
+        seconds[name].append(turn(steps[name]))
+    return seconds

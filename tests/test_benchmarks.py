@@ -131,15 +131,6 @@ def test_shares_of_an_epoch():
     assert performance_page._training(record) == expected
 
 
-def test_a_part_within_another_counts_once():
-    parts = shares.Parts()
-    inner = parts.timed(lambda: time.sleep(0.01), "inner")
-    parts.timed(inner, "outer")()
-    assert list(parts.seconds) == ["outer"]
-    inner()
-    assert parts.seconds["inner"] > 0.009
-
-
 def test_shares_are_of_a_real_training():
     whole = {name: vars(shares.trainer)[name] for name in ("save_checkpoint", "validate")}
     record = shares.shares(ways=3, iterations=2, filters=4, meta_batch=2, validation_tasks=2)

@@ -36,7 +36,7 @@ def test_what_is_sent_is_what_the_page_counts():
     tiny = replace(WORKLOADS["W1"].scaled(0.05), tasks=3)
     with fewstep.torchrun() as ranks:
         result = efficiency.outer_step(tiny, ranks)()
-    assert efficiency.reduced_numbers(tiny, result) == numbers(tiny)
+    assert efficiency.reduced_numbers(result) == numbers(tiny)
     w = WORKLOADS["W1"]
     assert f"{numbers(w):,}, or {4 * numbers(w):,} bytes" in PAGE
     assert f"{counts(w)['flops'] / w.tasks / 1e10:.1f}·10¹⁰" in PAGE

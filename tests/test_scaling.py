@@ -19,7 +19,7 @@ from benchmarks.__main__ import main  # noqa: E402
 from benchmarks.flops import counts  # noqa: E402
 from benchmarks.implementations.ours import build  # noqa: E402
 from benchmarks.network import start, tasks  # noqa: E402
-from benchmarks.scaling import AXES, BASE, SCALES, series  # noqa: E402
+from benchmarks.scaling import AXES, BASE, BASES, series  # noqa: E402
 from benchmarks.timing import turn  # noqa: E402
 from benchmarks.workloads import CONV4, RESNET12  # noqa: E402
 
@@ -102,9 +102,9 @@ def test_values_and_calls_by_hand():
     assert found["values"] == 3 * (2 * 4 * 20 + 2 * 4) * 7 * 20 * 20
 
 
-@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("scale", BASES)
 def test_an_axis_moves_one_number_away_from_the_base(scale):
-    bases = {base.model: asdict(base) for base in SCALES[scale][:2]}
+    bases = {base.model: asdict(base) for base in BASES[scale]}
     for axis, points in series(scale):
         base, (_, count) = bases[points[0].model], AXES[axis]
         moved = {k for p in points for k, v in asdict(p).items() if v != base[k]}
