@@ -151,7 +151,9 @@ def parts(results: Record) -> Iterator[str]:
 
 
 def draw(results: Record, folder: Path) -> None:
-    """Peak memory against inner steps, a line a strategy."""
+    """Peak memory against inner steps, a line a strategy; nothing where they were not measured."""
+    if "steps" not in results:
+        return
     from benchmarks.figures import new, save  # matplotlib is needed for figures alone
 
     figure, ((panel,),) = new(1, 1, 560, 300)
