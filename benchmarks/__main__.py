@@ -2,152 +2,134 @@
 
 python -m benchmarks                                                everything (hours; the machine must be quiet)
 python -m benchmarks --only W1 W4 --implementations fewstep loop    some of it
-python -m benchmarks table results/performance.json                 the tables of a recorded run
+python -m benchmarks --device cuda --precisions float32 bf16        on an accelerator
+python -m benchmarks table results/performance.json                 the tables of any record of this folder
+
+Two settings, each with its own fresh processes; ratios hold within one of them:
+
+    as run           every implementation as its users run it: fewstep's commands raise the allocator's thresholds,
+                     nobody else does; beside them fewstep as a library in a process that leaves the allocator alone
+    our allocator    all with the thresholds raised
+
+On an accelerator there is one, by precision instead: `float32` forbids TF32 to all, `tf32` allows it to all. Seconds
+are of whole steps, the device waited for before and after; the time by kernel is of one step more.
 """
 
 import argparse
-import difflib
 import json
-import os
-import platform
-import shlex
 import sys
-from collections.abc import Collection, Iterable, Sequence
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from benchmarks import table, text
+from benchmarks import command, tables
+from benchmarks.command import Record, say
 from benchmarks.implementations import IMPLEMENTATIONS, OURS
-from benchmarks.processes import Gone, Process
-from benchmarks.rounds import UNTOUCHED, Options, measure
+from benchmarks.performance_page import AS_RUN, EQUAL, UNTOUCHED
+from benchmarks.processes import Gone, Process, ask
+from benchmarks.rounds import Options, measure
 from benchmarks.workloads import WORKLOADS
 
 SHARES = "shares"
-LIBRARIES = ("torch", "fewstep", "higher", "torchopt", "learn2learn")
+PRECISIONS = ("float32", "tf32", "bf16")
 
 
-def say(line: str) -> None:
-    """What happens at the moment; results go to standard output."""
-    print(line, file=sys.stderr, flush=True)
+def settings(names: Sequence[str]) -> dict[str, dict[str, Record]]:
+    """{setting: {label: contender}} on processors.
+
+    Example:
+        >>> found = settings(["fewstep", "fewstep-loop", "loop"])
+        >>> list(found[AS_RUN]), list(found[EQUAL])
+        (['fewstep', 'fewstep-loop', 'loop', 'fewstep, allocator untouched'], ['fewstep', 'loop'])
+        >>> found[AS_RUN]["loop"]
+        {'implementation': 'loop', 'allocator': 'theirs'}
+    """
+    as_run = {name: {"implementation": name, "allocator": "ours" if name in OURS else "theirs"} for name in names}
+    if "fewstep" in names:
+        as_run[UNTOUCHED] = {"implementation": "fewstep", "allocator": "theirs"}
+    equal = {name: {"implementation": name} for name in names if OURS.get(name, "auto") == "auto"}
+    return {AS_RUN: as_run, EQUAL: equal}
 
 
-def known(parser: argparse.ArgumentParser, kind: str, names: Iterable[str], there_are: Sequence[str]) -> None:
-    """End with one sentence where a name does not exist."""
-    for name in names:
-        if name not in there_are:
-            near = difflib.get_close_matches(name, there_are, 1, 0.4)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            parser.error(f"unknown {kind} {name!r}; {hint}There are {', '.join(there_are)}")
+def by_precision(names: Sequence[str], precisions: Sequence[str], compiled: bool) -> dict[str, Record]:
+    """{label: contender} of an accelerator: ours in each precision, and compiled if asked for; others where they can.
 
-
-def parsed(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    add("--only", nargs="+", metavar="W", default=[*WORKLOADS, SHARES], help=f"{', '.join(WORKLOADS)}, {SHARES}")
-    add("--implementations", nargs="+", metavar="I", default=list(IMPLEMENTATIONS), help=", ".join(IMPLEMENTATIONS))
-    add("--repeats", type=int, default=7, help="rounds of timings, at most (default 7)")
-    add("--at-most", type=float, default=900, metavar="S", help="no new round after these seconds of a setting, once "
-        "there are three (default 900)")  # fmt: skip
-    add("--threads", type=int, default=2, help="of every process (default 2)")
-    add("--scale", type=float, default=1.0, help="smaller shapes, to see whether everything runs (default 1)")
-    add("--json", type=Path, metavar="PATH", help="write everything that was measured")
-    add("--table", type=Path, metavar="PATH", help="write the tables as Markdown, between the marks of a document")
-    options = parser.parse_args(arguments)
-    known(parser, "workload", options.only, [*WORKLOADS, SHARES])
-    known(parser, "implementation", options.implementations, list(IMPLEMENTATIONS))
-    if options.repeats < 1 or options.threads < 1:
-        parser.error("repeats and threads must be at least 1")
-    if not 0 < options.scale <= 1:
-        parser.error(f"scale is {options.scale:g}; it must lie above 0 and not above 1")
-    for path in (options.json, options.table):
-        if path is not None and not path.parent.is_dir():
-            parser.error(f"cannot write {path}: there is no folder {path.parent}")
-    return options
-
-
-def machine() -> dict[str, Any]:
-    """Where the figures come from."""
-    libraries = {}
-    for name in LIBRARIES:
-        try:
-            libraries[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return {"processor": processor(), "cores": len(affinity()), "system": f"{platform.system()} {platform.machine()}",
-            "python": platform.python_version(), "libraries": libraries}  # fmt: skip
-
-
-def affinity() -> Collection[int]:
-    """The cores that processes started here may use."""
-    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-
-
-def processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or "unknown processor"
+    Example:
+        >>> list(by_precision(["fewstep-vectorized", "loop"], ["tf32", "bf16"], compiled=True))
+        ['fewstep-vectorized tf32', 'fewstep-vectorized tf32 compiled', 'loop tf32', 'fewstep-vectorized bf16', \
+'fewstep-vectorized bf16 compiled']
+    """
+    found: dict[str, Record] = {}
+    for precision in precisions:
+        for name in names:
+            contender = {"implementation": name, "precision": precision}
+            if name in OURS or precision != "bf16":
+                found[f"{name} {precision}"] = contender
+            if name in OURS and compiled:
+                found[f"{name} {precision} compiled"] = {**contender, "compiled": True}
+    return found
 
 
 def run(options: argparse.Namespace) -> int:
     """Measure, print, record after every workload; 1 where fewstep itself failed."""
-    kept = {"repeats": options.repeats, "threads": options.threads, "scale": options.scale}
-    results: dict[str, Any] = {
-        "command": shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]),
-        "machine": machine(), "options": kept, "workloads": {}, "shares": [],
-    }  # fmt: skip
-    how = Options(options.implementations, options.repeats, options.threads, options.scale, options.at_most)
-    with Process("peak", threads=options.threads) as peak:
+    on_processors = options.device == "cpu"
+    kept = {name: getattr(options, name) for name in ("threads", "scale")}
+    kept |= {"repeats": options.rounds} | ({} if on_processors else {"device": options.device})
+    results: Record = {**command.started(""), "options": kept, "workloads": {}, "shares": []}
+    how = Options(options.rounds, options.at_most, options.threads, options.scale, options.device)
+    with Process("peak", options.threads) as peak:
         for name in (name for name in WORKLOADS if name in options.only):
-            say("convolution peak")  # again before every workload: the machine may have been busy
-            found = peak.ask("peak", seconds=options.scale)
-            results["peak"] = max((found, results.get("peak", found)), key=lambda found: found["both"])
-            results["workloads"][name] = measure(name, how, say)
-            print(text.workload(name, results["workloads"][name], results["peak"]["both"]), flush=True)
-            record(options, results)
-    if SHARES in options.only:
+            those = settings(options.implementations)
+            if on_processors:
+                say("convolution peak")  # again before every workload: the machine may have been busy
+                found = peak.ask("best", seconds=options.scale)
+                results["peak"] = max((found, results.get("peak", found)), key=lambda found: found["both"])
+            else:
+                compiled = options.compile and not WORKLOADS[name].predict
+                those = {options.device: by_precision(options.implementations, options.precisions, compiled)}
+            results["workloads"][name] = measure(name, those, how)
+            keep(options, results, {"workloads": {name: results["workloads"][name]}})
+    if SHARES in options.only and on_processors:
         say("shares of a real training")
-        with Process("shares", "--scale", str(options.scale), threads=options.threads) as process:
-            results["shares"] = process.answer()
-        print(text.shares(results["shares"]), flush=True)
-        record(options, results)
+        results["shares"] = ask("shares", "all_shares", options.threads, scale=options.scale)
+        keep(options, results, {"workloads": {}})
     return int(any(name in (*OURS, UNTOUCHED) for found in results["workloads"].values() for name in found["left_out"]))
 
 
-def record(options: argparse.Namespace, results: dict[str, Any]) -> None:
-    if options.json:
-        options.json.write_text(json.dumps(results, indent=1) + "\n")
+def keep(options: argparse.Namespace, results: Record, new: Record) -> None:
+    """Print what is new; record and show all."""
+    tables.show({**results, **new})
+    command.record(options.json, results)
     if options.table:
-        table.write(options.table, table.markdown(results))
+        tables.show(results, options.table)
 
 
-def print_table(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks table", description="The tables of a recorded run.")
-    parser.add_argument("results", type=Path, help="what --json wrote")
-    parser.add_argument("--into", type=Path, metavar="PATH", help="put them between the marks of a document")
+def show(arguments: list[str]) -> int:
+    """The tables and figures of a record, whichever command here wrote it."""
+    parser = command.parser("", "The tables of a record.", table=None, plots=None)
+    parser.prog += " table"
+    parser.add_argument("results", type=Path, help="what --json of a command here wrote")
     options = parser.parse_args(arguments)
     try:
-        shown = table.markdown(json.loads(options.results.read_text()))
+        tables.show(json.loads(options.results.read_text()), options.table, options.plots)
     except OSError as error:
         parser.error(f"cannot read {options.results}: {error.strerror}")
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, StopIteration) as error:
         parser.error(f"{options.results} is not what --json wrote ({error!r})")
-    if options.into:
-        table.write(options.into, shown)
-    else:
-        print(shown, end="")
     return 0
 
 
 def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] == ["table"]:
-        return print_table(arguments[1:])
-    options = parsed(arguments)
+        return show(arguments[1:])
+    parser = command.parser("", __doc__, rounds=7, at_most=900, threads=2, scale=1.0, json=None, table=None)
+    add, parts, those = parser.add_argument, [*WORKLOADS, SHARES], list(IMPLEMENTATIONS)
+    add("--only", nargs="+", choices=parts, default=parts, help="workloads, and the shares of a real training")
+    add("--implementations", nargs="+", choices=those, default=those, help="who is measured")
+    add("--device", default="cpu", help="or an accelerator: cuda, cuda:1 (default cpu)")
+    add("--precisions", nargs="+", choices=PRECISIONS, default=PRECISIONS, help="on an accelerator")
+    add("--compile", action="store_true", help="there: ours compiled by torch too, with CUDA graphs")
+    options = parser.parse_args(arguments)
     try:
         return run(options)
     except Gone as reason:

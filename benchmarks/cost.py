@@ -3,77 +3,64 @@
 python -m benchmarks.cost --json results/cost.json
 """
 
-import argparse
-import json
-import statistics
 import sys
-import time
-from pathlib import Path
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from statistics import median
 
 import torch
 
 import fewstep
+from benchmarks import command, tables
+from benchmarks.command import Record
+from benchmarks.network import tasks as drawn
+from benchmarks.timing import compare
+from benchmarks.workloads import WORKLOADS
 from fewstep.models import Conv4
-from fewstep.training.checkpoint import write_atomically
-from fewstep.training.run import environment
 
+MARKS = "cost"
 BASE = "maml"
 LATE = 0.9  # of the training: derivative order and step weights as in most of it
 
 
-def learners(filters: int) -> dict[str, fewstep.Learner]:
-    """Every preset with the same network and, where it has inner steps at all, its own number of them."""
-    return {name: fewstep.Learner(Conv4(5, filters=filters), fewstep.preset(name)) for name in fewstep.preset_names()}
-
-
-def batch(tasks: int) -> fewstep.TaskBatch:
-    """5-way 1-shot tasks of 28×28 noise with one query a class."""
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(2, tasks, 5, 1, 28, 28, generator=generator)
-    y = torch.arange(5).expand(tasks, 5)
-    return fewstep.TaskBatch(x[0], y, x[1], y)
-
-
 def measure(rounds: int, filters: int, tasks: int) -> dict[str, list[float]]:
-    """Ratios to `maml` by preset, one a round; the first round warms up and is dropped."""
-    made, images = learners(filters), batch(tasks)
-    ratios: dict[str, list[float]] = {name: [] for name in made}
-    for _ in range(rounds + 1):
-        seconds = {}
-        for name, learner in made.items():
-            started = time.perf_counter()
-            learner.meta_gradient(images, LATE)
-            seconds[name] = time.perf_counter() - started
-        for name, taken in seconds.items():
-            ratios[name].append(taken / seconds[BASE])
-    return {name: each[1:] for name, each in ratios.items()}
+    """Ratios to `maml` by preset, one a round, of 5-way 1-shot tasks of noise with one query a class.
+
+    Every preset has the same network and, where it has inner steps at all, its own number of them.
+    """
+    batch = fewstep.TaskBatch(*drawn(replace(WORKLOADS["W4"], tasks=tasks)))
+    presets = {name: fewstep.preset(name) for name in fewstep.preset_names()}
+    learners = {name: fewstep.Learner(Conv4(5, filters=filters), method) for name, method in presets.items()}
+    seconds = compare({name: partial(each.meta_gradient, batch, LATE) for name, each in learners.items()}, rounds)
+    return {name: [a / b for a, b in zip(each, seconds[BASE], strict=True)] for name, each in seconds.items()}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--filters", type=int, default=64)
-    parser.add_argument("--tasks", type=int, default=8)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--json", type=Path)
-    asked = parser.parse_args()
-    torch.set_num_threads(asked.threads)
-    ratios = measure(asked.rounds, asked.filters, asked.tasks)
-    record = {
-        "command": " ".join(["python -m benchmarks.cost", *sys.argv[1:]]),
-        "what": f"median and range of {asked.rounds} interleaved rounds, Omniglot shapes 5-way 1-shot, "
-        f"Conv4-{asked.filters}, {asked.tasks} tasks, {asked.threads} thread{'s' * (asked.threads > 1)}",
-        "environment": {name: value for name, value in environment("cpu").items() if name != "command"},
+def parts(results: Record) -> Iterator[str]:
+    """The table of a record."""
+    yield f"Seconds of an outer step over those of `{BASE}`: {results['what']}."
+    body = [[f"`{n}`", f"{e['ratio']:.2f} ({e['low']:.2f}–{e['high']:.2f})"] for n, e in results["presets"].items()]
+    yield tables.rows(["preset", f"times `{BASE}`"], body)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = command.parser("cost", __doc__, rounds=7, threads=1, json=None, table=None)
+    parser.add_argument("--filters", type=command.at_least_one, default=64)
+    parser.add_argument("--tasks", type=command.at_least_one, default=8)
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    ratios = measure(options.rounds, options.filters, options.tasks)
+    results = {
+        **command.started("cost"),
+        "what": f"median and range of {options.rounds} interleaved rounds, Omniglot shapes 5-way 1-shot, "
+        f"Conv4-{options.filters}, {options.tasks} tasks, {options.threads} thread{'s' * (options.threads > 1)}",
         "presets": {
-            name: {"ratio": statistics.median(each), "low": min(each), "high": max(each), "rounds": each}
+            name: {"ratio": median(each), "low": min(each), "high": max(each), "rounds": each}
             for name, each in ratios.items()
         },
     }
-    for name, entry in record["presets"].items():
-        print(f"{name:18} {entry['ratio']:5.2f} of {BASE}  ({entry['low']:.2f} to {entry['high']:.2f})")
-    if asked.json:
-        write_atomically(asked.json, (json.dumps(record, indent=1) + "\n").encode())
+    return command.finished(results, options)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

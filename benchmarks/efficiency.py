@@ -10,173 +10,139 @@ them. With B tasks, strong efficiency is at most B / (N · ⌈B / N⌉): no task
 """
 
 import argparse
-import json
-import shlex
-import statistics
 import sys
-import time
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from statistics import median
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_leaves
 
 import fewstep
-from benchmarks.__main__ import machine
-from benchmarks.flops import convolution_flops
-from benchmarks.implementations.ours import learner
-from benchmarks.network import start, tasks
+from benchmarks import command, tables
+from benchmarks.command import Record
+from benchmarks.flops import counts
+from benchmarks.implementations.ours import problem
+from benchmarks.processes import prepare
+from benchmarks.timing import turn
 from benchmarks.workloads import WORKLOADS, Workload
-from fewstep.cli.machine import prepare
-from fewstep.metalearning.ranks import Ranks
-from fewstep.training.torchrun import leads
 
+MARKS = "efficiency"
 WARM_UP = 3
 SAME = ("workload", "scale", "device", "threads")  # what a yardstick must agree in
 
 
-@dataclass(frozen=True)
-class Counting(Ranks):
-    """Ranks that note the bytes of every sum, and add up nothing: what would be sent, without anybody to send it to."""
-
-    bytes: list[int] = field(default_factory=list)
-
-    def sum(self, own: torch.Tensor) -> torch.Tensor:
-        self.bytes.append(own.numel() * own.element_size())
-        return own
-
-
-def outer_step(w: Workload, ranks: Ranks) -> Callable[[], None]:
+def outer_step(w: Workload, ranks: Any) -> Callable[[], fewstep.MetaGradient]:
     """Meta-gradient and update on a workload, as a training does them."""
-    made = learner(w, start(w), "auto").to(ranks.device)
-    made.ranks, batch = ranks, fewstep.TaskBatch(*tasks(w)).to(ranks.device)
+    made, batch = problem(w, "auto")
+    made, batch = made.to(ranks.device), batch.to(ranks.device)
+    made.ranks = ranks
     parameters = made.meta_parameters()
     optimizer = made.method.outer.optimizer(dict(parameters))
 
-    def step() -> None:
+    def step() -> fewstep.MetaGradient:
         result = made.meta_gradient(batch)
         for name, parameter in parameters.items():
             parameter.grad = result.gradients[name]
         optimizer.step()
         made.update_running(result.statistics)
+        return result
 
     return step
 
 
-def reduced_bytes(w: Workload) -> int:
-    """Bytes that an outer step of a workload sums over ranks.
-
-    Example:
-        >>> tiny = WORKLOADS["W2"].scaled(0.01)
-        >>> reduced_bytes(tiny) // 4 > sum(p.numel() for p in start(tiny).weights.values())
-        True
-    """
-    ranks = Counting(size=2)
-    outer_step(w, ranks)()
-    return sum(ranks.bytes)
+def reduced_numbers(result: fewstep.MetaGradient) -> int:
+    """How many numbers an outer step sums over ranks: all that must agree."""
+    shared = (result.gradients, result.statistics, result.query_logits, result.task_losses)
+    return sum(t.numel() for t in tree_leaves(shared))
 
 
-def timed(step: Callable[[], object], ranks: Ranks, repeats: int) -> list[float]:
+def timed(step: Callable[[], object], ranks: Any, repeats: int) -> list[float]:
     """Seconds of each repeat, from when all begin until the last has ended."""
-    seconds = []
-    for _ in range(WARM_UP + repeats):
-        ranks.any(False)
-        started = time.perf_counter()
+
+    def together() -> None:
         step()
         if ranks.device.type == "cuda":
             torch.cuda.synchronize()
         ranks.any(False)
-        seconds.append(time.perf_counter() - started)
+
+    seconds = []
+    for _ in range(WARM_UP + repeats):
+        ranks.any(False)
+        seconds.append(turn(together))
     return seconds[WARM_UP:]
 
 
-def measured(name: str, options: argparse.Namespace, ranks: Ranks) -> list[dict[str, Any]]:
+def measured(options: argparse.Namespace, ranks: Any) -> list[Record]:
     """A record of strong and one of weak scaling; for one process they are one measurement."""
-    w = WORKLOADS[name] if options.scale == 1 else WORKLOADS[name].scaled(options.scale)
+    w = WORKLOADS[options.workload] if options.scale == 1 else WORKLOADS[options.workload].scaled(options.scale)
     cuda = ranks.device.type == "cuda"
     about = {
-        "workload": name, "scale": options.scale, "threads": torch.get_num_threads(), "processes": ranks.size,
-        "device": torch.cuda.get_device_name(ranks.device) if cuda else "cpu", "machine": machine(),
-        "command": shlex.join(["python", "-m", "benchmarks.efficiency", *sys.argv[1:]]),
+        **command.started("efficiency"), "workload": options.workload, "scale": options.scale,
+        "threads": torch.get_num_threads(), "processes": ranks.size,
+        "device": torch.cuda.get_device_name(ranks.device) if cuda else "cpu",
     }  # fmt: skip
-    records: list[dict[str, Any]] = []
+    records: list[Record] = []
     for kind in ("strong", "weak"):
-        all_tasks = w.tasks * (ranks.size if kind == "weak" else 1)
-        shared = replace(w, tasks=all_tasks)
+        shared = replace(w, tasks=w.tasks * (ranks.size if kind == "weak" else 1))
         if ranks.size == 1 and records:
             seconds, alone = records[0]["seconds"], records[0]["all_reduce"]
         else:
-            seconds = timed(outer_step(shared, ranks), ranks, options.repeats)
-            size = reduced_bytes(shared)
-            flat = torch.zeros(size // 4, device=ranks.device)
-            alone = {"bytes": size, "seconds": timed(lambda flat=flat: ranks.sum(flat), ranks, options.repeats)}
-        records.append({**about, "kind": kind, "tasks": all_tasks, "flops": convolution_flops(shared),
+            step = outer_step(shared, ranks)
+            seconds = timed(step, ranks, options.rounds)
+            flat = torch.zeros(reduced_numbers(step()), device=ranks.device)
+            sums = timed(lambda flat=flat: ranks.sum(flat), ranks, options.rounds)
+            alone = {"bytes": flat.numel() * flat.element_size(), "seconds": sums}
+        records.append({**about, "kind": kind, "tasks": shared.tasks, "flops": counts(shared)["flops"],
                         "seconds": seconds, "all_reduce": alone})  # fmt: skip
     return records
 
 
-def efficiency(record: dict[str, Any], records: list[dict[str, Any]]) -> float | None:
+def efficiency(record: Record, records: list[Record]) -> float | None:
     """Against the recorded run of one process; None where there is none."""
     for one in records:
         if one["processes"] == 1 and one["kind"] == record["kind"] and all(one[k] == record[k] for k in SAME):
-            gain = statistics.median(one["seconds"]) / statistics.median(record["seconds"])
+            gain = median(one["seconds"]) / median(record["seconds"])
             return gain / (record["processes"] if record["kind"] == "strong" else 1)
     return None
 
 
-def line(record: dict[str, Any], records: list[dict[str, Any]]) -> str:
-    """One measurement in words."""
-    seconds, alone = record["seconds"], record["all_reduce"]
-    found = efficiency(record, records)
-    against = "no run of one process is recorded" if found is None else f"efficiency {found:.1%}"
+def _row(record: Record, records: list[Record]) -> list[str]:
+    found, processes, count = efficiency(record, records), record["processes"], record["tasks"]
+    against = "no run of one process is recorded" if found is None else f"{found:.1%}"
     if record["kind"] == "strong":
-        n, b = record["processes"], record["tasks"]
-        against += f" (at most {b / (n * -(-b // n)):.1%})"
-    return (
-        f"{record['workload']} {record['kind']:6} {record['processes']} × {record['device']}, {record['tasks']} tasks: "
-        f"{statistics.median(seconds):.4g} s an outer step ({min(seconds):.4g}–{max(seconds):.4g}); {against}; "
-        f"all-reduce of {alone['bytes']:,} bytes alone {statistics.median(alone['seconds']):.3g} s"
-    )
+        against += f" (at most {count / (processes * -(-count // processes)):.1%})"
+    alone = record["all_reduce"]
+    return [
+        record["workload"], record["kind"], f"{processes} × {record['device']}", str(count),
+        tables.spread(record["seconds"], "{:.3g}"), against,
+        f"{median(alone['seconds']) * 1e3:.3g} ms for {alone['bytes']:,} bytes",
+    ]  # fmt: skip
 
 
-def recorded(path: Path | None) -> list[dict[str, Any]]:
-    return json.loads(path.read_text())["runs"] if path and path.is_file() else []
-
-
-def parsed(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="torchrun … -m benchmarks.efficiency", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    there_are = [name for name, w in WORKLOADS.items() if not w.predict]
-    parser.add_argument("workload", choices=there_are)
-    parser.add_argument("--repeats", type=int, default=10, help="outer steps that are timed (default 10)")
-    parser.add_argument("--threads", type=int, default=1, help="of every process (default 1)")
-    parser.add_argument("--scale", type=float, default=1.0, help="smaller shapes, to see whether it runs (default 1)")
-    parser.add_argument("--json", type=Path, metavar="PATH", help="measurements; this one is added")
-    options = parser.parse_args(arguments)
-    if options.repeats < 1 or options.threads < 1 or not 0 < options.scale <= 1:
-        parser.error("repeats and threads must be at least 1; scale must lie above 0 and not above 1")
-    return options
+def parts(results: Record) -> Iterator[str]:
+    """The table of a record."""
+    head = ["", "", "processes", "tasks", "seconds of an outer step", "efficiency", "all-reduce alone"]
+    yield tables.rows(head, [_row(record, results["runs"]) for record in results["runs"]])
 
 
 def main(arguments: list[str] | None = None) -> int:
-    if not leads():  # what is wrong with the arguments is said once
-        sys.stderr = open("/dev/null", "w")  # noqa: SIM115
-    options = parsed(arguments)
-    sys.stderr = sys.__stderr__
-    prepare(options.threads)
+    parser = command.parser("efficiency", __doc__, rounds=10, threads=1, scale=1.0, json=None, table=None)
+    parser.add_argument("workload", choices=[name for name, w in WORKLOADS.items() if not w.predict])
+    options = parser.parse_args(arguments)
+    prepare("ours", options.threads)
     with fewstep.torchrun() as ranks:
-        found = measured(options.workload, options, ranks)
+        found = measured(options, ranks)
         if not ranks.first:
             return 0
-        kinds = {(r["kind"], r["processes"], *(r[k] for k in SAME)) for r in found}
-        kept = [r for r in recorded(options.json) if (r["kind"], r["processes"], *(r[k] for k in SAME)) not in kinds]
-        for record in found:
-            print(line(record, kept + found))
-        if options.json:
-            options.json.write_text(json.dumps({"runs": kept + found}, indent=1) + "\n")
-    return 0
+        old = [r for r in command.recorded(options.json).get("runs", []) if key(r) not in map(key, found)]
+        return command.finished({"runs": old + found}, options)
+
+
+def key(record: Record) -> tuple[object, ...]:
+    """What a measurement is of: a new one takes the place of an old one."""
+    return (record["kind"], record["processes"], *(record[name] for name in SAME))
 
 
 if __name__ == "__main__":

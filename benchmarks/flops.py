@@ -15,11 +15,9 @@ its query has 1 + 1. Prediction has inner steps of first order and a forward pas
     operations = tasks · Σ_layers unit · (steps · support · a + query passes · queries · b)
 """
 
-from collections.abc import Sequence
-from itertools import pairwise
 from typing import NamedTuple
 
-from benchmarks.workloads import Workload
+from benchmarks.workloads import RESNET12, Workload
 
 
 class Layer(NamedTuple):
@@ -31,25 +29,16 @@ class Layer(NamedTuple):
     pixels: int
     first: bool = False
 
-    @property
-    def unit(self) -> int:
-        return 2 * self.area * self.inputs * self.outputs * self.pixels
 
-
-def conv4_layers(size: int, channels: int, filters: int, blocks: int = 4) -> list[Layer]:
-    """The convolutions of Conv4."""
-    return [
-        Layer(9, filters if block else channels, filters, (size >> block) ** 2, not block) for block in range(blocks)
-    ]
-
-
-def resnet12_layers(size: int, channels: int, widths: Sequence[int]) -> list[Layer]:
-    """The convolutions of ResNet-12: three and a shortcut in every block."""
-    found = []
-    for block, (inputs, width) in enumerate(pairwise((channels, *widths))):
-        pixels, first = (size >> block) ** 2, not block
-        inner = Layer(9, width, width, pixels)
-        found += [Layer(9, inputs, width, pixels, first), inner, inner, Layer(1, inputs, width, pixels, first)]
+def layers(w: Workload) -> list[Layer]:
+    """The convolutions of Conv4, or of ResNet-12: three and a shortcut in every block."""
+    found, inputs = [], w.channels
+    for block in range(w.blocks):
+        width, pixels, first = w.widths[block], (w.size >> block) ** 2, not block
+        found.append(Layer(9, inputs, width, pixels, first))
+        if w.model == RESNET12:
+            found += [Layer(9, width, width, pixels)] * 2 + [Layer(1, inputs, width, pixels, first)]
+        inputs = width
     return found
 
 
@@ -65,18 +54,20 @@ def passes(layer: Layer, second: bool = True, predict: bool = False) -> tuple[in
     return 1 + gradient + again, 1 + gradient * (not predict)
 
 
-def convolution_flops(w: Workload) -> int:
-    """Operations of a workload's convolutions.
+def counts(w: Workload) -> dict[str, int]:
+    """What a step asks for: operations of convolutions, values of their maps, and calls, all passes counted.
 
     Example:
         >>> from benchmarks.workloads import WORKLOADS
-        >>> f"{convolution_flops(WORKLOADS['W2']):.3g}"
+        >>> f"{counts(WORKLOADS['W2'])['flops']:.3g}"
         '1.47e+11'
     """
-    support, queries = w.ways * w.shots, w.ways * w.queries
     query_passes = w.steps if w.plus and not w.predict else 1
-    total = 0
-    for layer in conv4_layers(w.size, w.channels, w.filters):
+    found = {"flops": 0, "values": 0, "calls": 0}
+    for layer in layers(w):
         inner, outer = passes(layer, w.second, w.predict)
-        total += layer.unit * (w.steps * support * inner + query_passes * queries * outer)
-    return w.tasks * total
+        images = w.tasks * w.ways * (w.steps * w.shots * inner + query_passes * w.queries * outer)
+        found["flops"] += 2 * layer.area * layer.inputs * layer.outputs * layer.pixels * images
+        found["values"] += layer.outputs * layer.pixels * images
+        found["calls"] += w.tasks * (w.steps * inner + query_passes * outer)
+    return found

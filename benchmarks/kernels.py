@@ -1,7 +1,6 @@
 """Where the time of a step goes, kernel by kernel, from torch's profiler."""
 
 import re
-from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
@@ -42,20 +41,15 @@ def split(step: Callable[[], Any], device: torch.device, top: int = 15) -> dict[
         step()
         if on_device:
             torch.cuda.synchronize(device)
-    kernels: dict[str, list[float]] = defaultdict(lambda: [0.0, 0])
-    for event in found.key_averages():
-        if on_device and event.device_type != torch.autograd.DeviceType.CUDA:
-            continue  # the host's side of a launch
-        seconds = (event.self_device_time_total if on_device else event.self_cpu_time_total) / 1e6
-        kernels[event.key][0] += seconds
-        kernels[event.key][1] += event.count
-    kinds: dict[str, float] = defaultdict(float)
-    for name, (seconds, _) in kernels.items():
-        kinds[kind(name)] += seconds
-    longest = sorted(kernels.items(), key=lambda entry: -entry[1][0])[:top]
-    return {
-        "busy": sum(kinds.values()),
-        "launches": sum(count for _, count in kernels.values()),
-        "kinds": dict(sorted(kinds.items(), key=lambda entry: -entry[1])),
-        "longest": [{"name": name, "seconds": seconds, "count": count} for name, (seconds, count) in longest],
-    }
+    kernels = [
+        {"name": e.key, "seconds": (e.self_device_time_total if on_device else e.self_cpu_time_total) / 1e6,
+         "count": e.count}
+        for e in found.key_averages()
+        if not on_device or e.device_type == torch.autograd.DeviceType.CUDA  # else the host's side of a launch
+    ]  # fmt: skip
+    kernels.sort(key=lambda kernel: -kernel["seconds"])
+    kinds: dict[str, float] = {}
+    for kernel in kernels:
+        kinds[kind(kernel["name"])] = kinds.get(kind(kernel["name"]), 0.0) + kernel["seconds"]
+    launches = sum(kernel["count"] for kernel in kernels)
+    return {"busy": sum(kinds.values()), "launches": launches, "kinds": kinds, "longest": kernels[:top]}

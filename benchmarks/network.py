@@ -10,29 +10,26 @@ from torch import Tensor, nn
 from benchmarks.workloads import Workload
 
 
-class StepNorm(nn.Module):
-    """Batch norm by the batch's own statistics, with a weight and a bias for each inner step (MAML++)."""
+class Norm(nn.Module):
+    """Batch norm by the batch's own statistics; in MAML++ with a weight and a bias for each inner step."""
 
-    def __init__(self, channels: int, steps: int):
+    def __init__(self, w: Workload):
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(steps, channels))
-        self.bias = nn.Parameter(torch.zeros(steps, channels))
+        shape = (w.steps, w.filters) if w.plus else (w.filters,)
+        self.weight, self.bias = nn.Parameter(torch.ones(shape)), nn.Parameter(torch.zeros(shape))
 
     def forward(self, x: Tensor, step: int) -> Tensor:
-        return F.batch_norm(x, None, None, self.weight[step], self.bias[step], training=True)
+        weight, bias = (p[step] if p.dim() > 1 else p for p in (self.weight, self.bias))
+        return F.batch_norm(x, None, None, weight, bias, training=True)
 
 
 class Block(nn.Module):
     def __init__(self, inputs: int, w: Workload):
         super().__init__()
-        self.conv = nn.Conv2d(inputs, w.filters, 3, padding=1)
-        self.norm = StepNorm(w.filters, w.steps) if w.plus else nn.BatchNorm2d(w.filters, track_running_stats=False)
-        self.per_step = w.plus
+        self.conv, self.norm = nn.Conv2d(inputs, w.filters, 3, padding=1), Norm(w)
 
     def forward(self, x: Tensor, step: int) -> Tensor:
-        x = self.conv(x)
-        x = self.norm(x, step) if self.per_step else self.norm(x)
-        return F.max_pool2d(F.leaky_relu(x, 0.01), 2)
+        return F.max_pool2d(F.leaky_relu(self.norm(self.conv(x), step), 0.01), 2)
 
 
 class Network(nn.Module):
@@ -40,8 +37,8 @@ class Network(nn.Module):
 
     def __init__(self, w: Workload):
         super().__init__()
-        self.blocks = nn.ModuleList(Block(w.filters if i else w.channels, w) for i in range(4))
-        self.head = nn.Linear(w.filters * (w.size >> 4) ** 2, w.ways)
+        self.blocks = nn.ModuleList(Block(w.filters if i else w.channels, w) for i in range(w.blocks))
+        self.head = nn.Linear(w.filters * (w.size >> w.blocks) ** 2, w.ways)
 
     def forward(self, x: Tensor, step: int = 0) -> Tensor:
         for block in self.blocks:
@@ -59,8 +56,8 @@ class Start(NamedTuple):
     weights: dict[str, Tensor]
     rates: dict[str, Tensor]
 
-    def to(self, dtype: torch.dtype) -> "Start":
-        return Start(*({name: t.to(dtype) for name, t in part.items()} for part in self))
+    def to(self, device: str | torch.device, dtype: torch.dtype) -> "Start":
+        return Start(*({name: t.to(device, dtype) for name, t in part.items()} for part in self))
 
     def network(self, w: Workload) -> Network:
         network = Network(w).to(self.weights["head.bias"])
@@ -80,8 +77,8 @@ class Batch(NamedTuple):
     query_x: Tensor
     query_y: Tensor
 
-    def to(self, dtype: torch.dtype) -> "Batch":
-        return Batch(self.support_x.to(dtype), self.support_y, self.query_x.to(dtype), self.query_y)
+    def to(self, device: str | torch.device, dtype: torch.dtype) -> "Batch":
+        return Batch(*(t.to(device, dtype if t.is_floating_point() else t.dtype) for t in self))
 
 
 def start(w: Workload) -> Start:

@@ -1,176 +1,137 @@
-"""One workload: peak memory of each implementation, equal results, then seconds, in turn, round by round.
+"""One workload: peak memory of each contender, equal results, then seconds, in turn, round by round.
 
-Two settings, each with its own fresh processes; ratios hold within one of them:
-
-    as run           every implementation as its users run it: fewstep's commands raise the allocator's thresholds,
-                     nobody else does; beside them fewstep as a library in a process that leaves the allocator alone
-    our allocator    all with the thresholds raised
+Every contender has a process of its own (`contender.py`), and every setting fresh ones; ratios hold within a setting.
 """
 
 import contextlib
 import math
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.flops import convolution_flops
-from benchmarks.implementations import OURS, REFERENCE
+from benchmarks.command import Record, say
+from benchmarks.flops import counts
+from benchmarks.held import entry
+from benchmarks.implementations import REFERENCE
 from benchmarks.processes import Gone, Process
-from benchmarks.workloads import WORKLOADS
-
-AS_RUN, EQUAL = "as run", "our allocator"
-UNTOUCHED = "fewstep, allocator untouched"
+from benchmarks.timing import in_turn
+from benchmarks.workloads import WORKLOADS, Workload
 
 # How far a result may be from the plain loop's, in the worst tensor: of a smaller problem in double precision, of a
 # tiny one in single precision, and of what is timed. In single precision rounding moves a maximum of the pooling to
 # another pixel now and then, and inner steps make much of it: on the real shapes two exact programs differ by a tenth
 # of the gradient and more, so that only what is beyond all bounds is refused; on tiny ones they hardly ever do, so that
-# one of three draws must agree.
+# one of three draws must agree. On a GPU single precision is not that exact, and bf16 nowhere: not refused.
 TOLERANCE = {"float64": 1e-8, "float32": 1e-4, "timed": 10.0}
 CHECKS = (("float64", 0), ("float32", 0), ("float32", 1), ("float32", 2), ("timed", 0))
-LEAST_ROUNDS = 3
 PAUSE = 0.03  # seconds in which the threads of the one before fall asleep
 A_TURN = 0.3  # seconds of a turn, at least: short steps are repeated
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Options:
     """How to measure; see `python -m benchmarks --help`."""
 
-    implementations: Sequence[str]
-    repeats: int
-    threads: int
-    scale: float
-    at_most: float
+    rounds: int
+    at_most: float = math.inf
+    threads: int = 2
+    scale: float = 1.0
+    device: str = "cpu"
 
 
-def contenders(setting: str, implementations: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """{label: (implementation, allocator)} of a setting.
+class Setting:
+    """The live processes of one setting on one workload, by label, and what was found about each."""
 
-    Example:
-        >>> contenders(AS_RUN, ["fewstep-loop", "loop"])
-        {'fewstep-loop': ('fewstep-loop', 'ours'), 'loop': ('loop', 'theirs')}
-        >>> contenders(EQUAL, ["fewstep", "fewstep-loop", "loop"])
-        {'fewstep': ('fewstep', 'ours'), 'loop': ('loop', 'ours')}
-    """
-    if setting == EQUAL:
-        return {name: (name, "ours") for name in implementations if name not in OURS or OURS[name] == "auto"}
-    found = {name: (name, "ours" if name in OURS else "theirs") for name in implementations}
-    return found | ({UNTOUCHED: ("fewstep", "theirs")} if "fewstep" in implementations else {})
-
-
-class Workers:
-    """The live workers of one setting on one workload, by label, and what was found about each."""
-
-    def __init__(self, workload: str, setting: str, options: Options, stack: contextlib.ExitStack, say: Say):
-        self.workload, self.options, self.stack, self.say = workload, options, stack, say
-        self.found: dict[str, dict[str, Any]] = {}
+    def __init__(self, w: Workload, contenders: dict[str, Record], options: Options, stack: contextlib.ExitStack):
+        self.workload, self.options, self.contenders = asdict(w), options, contenders
+        self.found: dict[str, Record] = {}
         self.left_out: dict[str, str] = {}
-        chosen = contenders(setting, options.implementations)
-        self.live = {label: self.start(*which) for label, which in chosen.items()}
-        for label in list(self.live):
-            self._ask(label)
+        self.live = {label: stack.enter_context(self.process(**each)) for label, each in contenders.items()}
 
-    def start(self, implementation: str, allocator: str) -> Process:
-        arguments = (implementation, self.workload, "--allocator", allocator, "--scale", str(self.options.scale))
-        return self.stack.enter_context(Process("worker", *arguments, threads=self.options.threads))
+    def process(self, **contender: Any) -> Process:
+        return Process("contender.Contender", self.options.threads, workload=self.workload, device=self.options.device,
+                       **contender)  # fmt: skip
 
-    def _ask(self, label: str, do: str = "", **arguments: Any) -> dict[str, Any]:
-        """An answer of a worker, its greeting where nothing is asked; one that gives none is left out from here on."""
+    def ask(self, label: str, do: str, **arguments: Any) -> Record:
+        """An answer; an empty one of a process that gives none, and is left out from here on."""
         try:
-            return self.live[label].ask(do, **arguments) if do else self.live[label].answer()
+            return self.live[label].ask(do, **arguments)
         except Gone as reason:
             self.leave_out(label, str(reason))
             return {}
 
     def leave_out(self, label: str, reason: str) -> None:
-        self.say(f"  {label} is left out: {reason}")
-        self.live.pop(label).close()
+        say(f"  {label} is left out: {reason}")
+        self.live.pop(label).__exit__()
         self.found.pop(label, None)
         self.left_out[label] = reason
 
     def measure_memory(self) -> None:
         """Peak memory of each in its fresh process, one after the other."""
         for label in list(self.live):
-            self.say(f"  memory: {label}")
-            if answer := self._ask(label, "memory"):
+            say(f"  memory: {label}")
+            if answer := self.ask(label, "memory"):
                 self.found[label] = {"memory": answer, "distance": {}, "seconds": []}
 
     def check_results(self) -> None:
         """Leave out whoever computes something else than the plain loop does."""
-        reference = self.live.get(REFERENCE)
-        if reference is None:  # not asked for, but what a result is compared with
-            reference = self.start(REFERENCE, "theirs")
-            reference.answer()
-            reference.ask("memory")
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as folder, self.process(implementation=REFERENCE) as right:
+            right.ask("memory", passes=1)
             for of, seed in CHECKS:
-                path = str(Path(folder) / f"{of}-{seed}")
-                reference.ask("save", path=path, of=of, seed=seed)
-                for label in list(self.live):
-                    self._compare(label, path, of, seed)
-        if reference not in self.live.values():
-            reference.close()
+                question = {"path": str(Path(folder) / f"{of}-{seed}"), "of": of, "seed": seed}
+                right.ask("save", **question)
+                for label in [label for label in self.live if self._says_something(label, of)]:
+                    known = self.found[label]["distance"]
+                    if known.get(of, math.inf) > TOLERANCE[of] and (answer := self.ask(label, "compare", **question)):
+                        known[of] = min(known.get(of, math.inf), answer["distance"])
+                        self.found[label]["cosine"] = answer["cosine"]
         for label, found in list(self.found.items()):
             far = [f"{value:.1e} ({of})" for of, value in found["distance"].items() if value > TOLERANCE[of]]
-            if far:
+            if far and self._says_something(label, "float64"):
                 self.leave_out(label, f"its result differs from the plain loop's by {', '.join(far)}")
 
-    def _compare(self, label: str, path: str, of: str, seed: int) -> None:
-        """Note how far a result is; of several draws the nearest counts."""
-        known = self.found[label]["distance"]
-        if known.get(of, math.inf) <= TOLERANCE[of]:
-            return
-        if answer := self._ask(label, "compare", path=path, of=of, seed=seed):
-            known[of] = min(known.get(of, math.inf), answer["distance"])
+    def _says_something(self, label: str, of: str) -> bool:
+        """Whether a comparison of this kind is one between exact programs; that of what is timed is always made."""
+        exact = self.contenders[label].get("precision") != "bf16" and (of == "float64" or self.options.device == "cpu")
+        return exact or of == "timed"
 
     def time_rounds(self) -> None:
-        """A turn of each, A B C A B C …; whoever holds memory that the others need gives it back after its turn."""
+        """A turn of each; whoever holds memory that the others need gives it back after its turn."""
         held = sum(found["memory"]["used"] for found in self.found.values())
-        release = held > 0.6 * available_bytes()
-        turn = A_TURN * self.options.scale
-        counts = {n: max(1, min(50, math.ceil(turn / f["memory"]["seconds"]))) for n, f in self.found.items()}
-        stop = time.monotonic() + self.options.at_most
-        for number in range(self.options.repeats):
-            if number >= LEAST_ROUNDS and time.monotonic() > stop:
-                break
-            self.say(f"  round {number + 1}")
-            for label in list(self.live):
+        release = self.options.device == "cpu" and held > 0.6 * (entry("MemAvailable", "/proc/meminfo") or math.inf)
+        least = A_TURN * self.options.scale
+        counts = {n: max(1, min(50, math.ceil(least / f["memory"]["seconds"]))) for n, f in self.found.items()}
+        for label in in_turn(list(self.live), self.options.rounds, self.options.at_most):
+            if label in self.live:
                 time.sleep(PAUSE)
-                if answer := self._ask(label, "time", count=counts[label], release=release):
+                if answer := self.ask(label, "time", count=counts[label], release=release):
                     self.found[label]["seconds"].append(answer["seconds"])
 
 
-def available_bytes() -> float:
-    """Memory that processes may take; without limit where the system does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(float(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        return math.inf
+def measure(name: str, settings: dict[str, dict[str, Record]], options: Options) -> Record:
+    """Everything about a workload: by setting and label memory, seconds of every round, and in the first distances.
 
-
-def measure(name: str, options: Options, say: Say) -> dict[str, Any]:
-    """Everything about a workload, as JSON."""
-    w = WORKLOADS[name]
-    shapes = w if options.scale == 1 else w.scaled(options.scale)
-    record: dict[str, Any] = {
-        "what": w.what, "shapes": shapes.shapes, "flops": convolution_flops(shapes),
+    Arguments:
+        settings: {setting: {label: allocator and arguments of a `Contender`}}.
+    """
+    w = WORKLOADS[name] if options.scale == 1 else WORKLOADS[name].scaled(options.scale)
+    record: Record = {
+        "what": w.what, "shapes": w.shapes, "flops": counts(w)["flops"],
         "target": {"faster": w.faster, "memory": w.memory}, "settings": {}, "left_out": {},
     }  # fmt: skip
-    for setting in (AS_RUN, EQUAL):
-        say(f"{name}, {setting}")
-        allowed = [n for n in options.implementations if n not in record["left_out"]]
+    for title, contenders in settings.items():
+        say(f"{name}, {title}")
+        allowed = {label: each for label, each in contenders.items() if label not in record["left_out"]}
         with contextlib.ExitStack() as stack:
-            workers = Workers(name, setting, replace(options, implementations=allowed), stack, say)
-            workers.measure_memory()
-            if setting == AS_RUN:
-                workers.check_results()
-            workers.time_rounds()
-            record["settings"][setting] = workers.found
-            record["left_out"] |= workers.left_out
+            setting = Setting(w, allowed, options, stack)
+            setting.measure_memory()
+            if not record["settings"]:
+                setting.check_results()
+            setting.time_rounds()
+            for label in list(setting.found) if options.device != "cpu" else ():
+                setting.found[label]["kernels"] = setting.ask(label, "kernels")
+            record["settings"][title] = setting.found
+            record["left_out"] |= setting.left_out
     return record

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, replace
 
+CONV4, RESNET12 = "Conv4", "ResNet-12"
+
 
 @dataclass(frozen=True)
 class Workload:
@@ -11,7 +13,9 @@ class Workload:
         what: a line for people.
         ways, shots, queries: of a task; shots and queries are per class.
         tasks, steps: tasks of the meta-batch, inner steps.
-        size, channels, filters: of the images and of Conv4.
+        size, channels: of the images.
+        model, filters, blocks: Conv4 with so many filters, or ResNet-12 with those in its first block, twice as many in
+            every next one.
         second: second derivatives, or the inner gradients as constants.
         plus: MAML++: rates and norm weights learned for each step, and the query loss after every step.
         predict: adapt without a meta-gradient, then predict.
@@ -24,8 +28,8 @@ class Workload:
     what: str
     ways: int
     tasks: int
-    faster: float
-    memory: float
+    faster: float = 1.0
+    memory: float = 1.0
     shots: int = 1
     queries: int = 1
     steps: int = 5
@@ -36,6 +40,13 @@ class Workload:
     plus: bool = False
     predict: bool = False
     rate: float = 0.01
+    model: str = CONV4
+    blocks: int = 4
+
+    @property
+    def widths(self) -> list[int]:
+        """Filters of every block."""
+        return [self.filters << block if self.model == RESNET12 else self.filters for block in range(self.blocks)]
 
     @property
     def shapes(self) -> str:

@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 
+import fewstep
+
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT))  # the benchmark is not part of the installed package
 
 from benchmarks import efficiency  # noqa: E402
-from benchmarks.flops import convolution_flops  # noqa: E402
+from benchmarks.flops import counts  # noqa: E402
 from benchmarks.implementations.ours import learner  # noqa: E402
 from benchmarks.network import start  # noqa: E402
 from benchmarks.workloads import WORKLOADS  # noqa: E402
@@ -32,10 +34,12 @@ def numbers(w):
 
 def test_what_is_sent_is_what_the_page_counts():
     tiny = replace(WORKLOADS["W1"].scaled(0.05), tasks=3)
-    assert efficiency.reduced_bytes(tiny) == 4 * numbers(tiny)
+    with fewstep.torchrun() as ranks:
+        result = efficiency.outer_step(tiny, ranks)()
+    assert efficiency.reduced_numbers(result) == numbers(tiny)
     w = WORKLOADS["W1"]
     assert f"{numbers(w):,}, or {4 * numbers(w):,} bytes" in PAGE
-    assert f"{convolution_flops(w) / w.tasks / 1e10:.1f}·10¹⁰" in PAGE
+    assert f"{counts(w)['flops'] / w.tasks / 1e10:.1f}·10¹⁰" in PAGE
 
 
 def test_the_page_s_example_runs():
@@ -50,7 +54,7 @@ def test_one_process_is_its_own_yardstick_and_a_second_run_takes_the_place_of_th
         assert efficiency.main([*TINY, "--json", str(path)]) == 0
     runs = json.loads(path.read_text())["runs"]
     assert [(r["kind"], r["processes"], len(r["seconds"])) for r in runs] == [("strong", 1, 2), ("weak", 1, 2)]
-    assert capsys.readouterr().out.count("efficiency 100.0%") == 4
+    assert capsys.readouterr().out.count("| 100.0%") == 4
 
 
 def test_efficiencies_are_against_the_run_of_one_process_alike():
@@ -62,8 +66,8 @@ def test_efficiencies_are_against_the_run_of_one_process_alike():
     assert efficiency.efficiency(record("strong", 4, [2.5, 2.5]), records) == pytest.approx(0.8)
     assert efficiency.efficiency(record("weak", 4, [10.0]), records) == pytest.approx(0.8)
     assert efficiency.efficiency(record("weak", 4, [10.0], threads=2), records) is None
-    shown = efficiency.line(record("strong", 3, [3.0], all_reduce={"bytes": 4, "seconds": [0.1]}), records)
-    assert "efficiency 88.9% (at most 88.9%)" in shown
+    shown = efficiency._row(record("strong", 3, [3.0], all_reduce={"bytes": 4, "seconds": [0.1]}), records)
+    assert "88.9% (at most 88.9%)" in shown
 
 
 @pytest.mark.parametrize("bad", [["W9"], ["W1", "--scale", "2"], ["W1", "--repeats", "0"]])

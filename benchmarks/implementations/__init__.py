@@ -1,6 +1,5 @@
-"""The implementations by name. Each file says what it supports and gives one step on a workload.
+"""The implementations by name. Each file gives one step on a workload:
 
-supports(w)              whether a user of the library would write this workload with it
 build(w, start, batch)   a function without arguments: the meta-gradient, {name: tensor}, of the mean loss over
                          tasks; for a workload that predicts, {"logits": (queries, ways)}
 """
@@ -10,6 +9,9 @@ OURS = {"fewstep": "auto", "fewstep-loop": "loop", "fewstep-vectorized": "vector
 
 REFERENCE = "loop"
 """What every result is compared with."""
+
+WITHOUT_PLUS = ("learn2learn",)
+"""Whose MAML++ is an example of nine hundred lines beside the library, not a part of it."""
 
 IMPLEMENTATIONS = {
     **dict.fromkeys(OURS, "benchmarks.implementations.ours"),

@@ -11,10 +11,6 @@ from benchmarks.network import Batch, Start, gradients
 from benchmarks.workloads import Workload
 
 
-def supports(w: Workload) -> bool:  # noqa: ARG001 - it can write everything
-    return True
-
-
 def build(w: Workload, start: Start, batch: Batch) -> Callable[[], dict[str, Tensor]]:
     network, rates = start.network(w), start.learned()
     adapted = list(network.adapted())

@@ -11,10 +11,6 @@ from benchmarks.network import Batch, Start, named
 from benchmarks.workloads import Workload
 
 
-def supports(w: Workload) -> bool:  # noqa: ARG001 - it can write everything
-    return True
-
-
 def build(w: Workload, start: Start, batch: Batch) -> Callable[[], dict[str, Tensor]]:
     network = start.network(w)
     adapted = list(network.adapted())

@@ -1,8 +1,8 @@
 """`learn2learn`: its MAML wrapper, cloned for each task."""
 
-import importlib.machinery
 import importlib.util
 import sys
+import types
 from collections.abc import Callable
 
 import torch
@@ -13,31 +13,26 @@ from benchmarks.network import Batch, Start, gradients
 from benchmarks.workloads import Workload
 
 
-def _algorithm_alone() -> None:
-    """Let `learn2learn.algorithms.maml` be imported without the rest of the package.
+def _bare(name: str) -> None:
+    """Let modules of a package be imported without the package's own code.
 
-    The compiled data tools of 0.2.0 do not build on Python 3.11 and its packages import them, gym and torchvision. The
+    The compiled data tools of 0.2.0 do not build on Python 3.11, and its packages import them, gym and torchvision. The
     algorithm needs none of these: with the source distribution unpacked and on PYTHONPATH it can be measured.
     """
-    for name in ("learn2learn", "learn2learn.algorithms"):
-        spec = importlib.util.find_spec(name)
-        if spec is None:
-            raise ImportError("No module named 'learn2learn'")
-        bare = importlib.machinery.ModuleSpec(name, None, is_package=True)
-        bare.submodule_search_locations = spec.submodule_search_locations
-        sys.modules[name] = importlib.util.module_from_spec(bare)
+    spec = importlib.util.find_spec(name)
+    if spec is None:
+        raise ImportError(f"No module named {name!r}")
+    module = types.ModuleType(name)
+    module.__path__ = list(spec.submodule_search_locations or ())
+    sys.modules[name] = module
 
 
 try:
     from learn2learn.algorithms.maml import MAML, maml_update
 except ImportError:
-    _algorithm_alone()
+    _bare("learn2learn")
+    _bare("learn2learn.algorithms")
     from learn2learn.algorithms.maml import MAML, maml_update
-
-
-def supports(w: Workload) -> bool:
-    """MAML++ is an example of nine hundred lines beside the library, not a part of it."""
-    return not w.plus
 
 
 def build(w: Workload, start: Start, batch: Batch) -> Callable[[], dict[str, Tensor]]:

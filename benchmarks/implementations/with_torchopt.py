@@ -14,10 +14,6 @@ from benchmarks.network import Batch, Network, Start, gradients
 from benchmarks.workloads import Workload
 
 
-def supports(w: Workload) -> bool:  # noqa: ARG001 - it can write everything
-    return True
-
-
 def learned_rates(network: Network, rates: dict[str, nn.Parameter]) -> GradientTransformation:
     """Gradient descent with a rate for each tensor and step."""
     names = {id(p): name for name, p in network.adapted().items()}
