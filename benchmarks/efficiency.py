@@ -46,7 +46,7 @@ def outer_step(w: Workload, ranks: Any) -> Callable[[], fewstep.MetaGradient]:
         for name, parameter in parameters.items():
             parameter.grad = result.gradients[name]
         optimizer.step()
-        made.update_running(result.statistics)
+        made.update_buffers(result)
         return result
 
     return step

@@ -65,7 +65,7 @@ def test_training_goes_on_with_the_same_graphs(traced):
             parameter.add_(0.1)
     learner.update_running(learner.meta_gradient(batch, 0.02).statistics)
     fewstep.evaluate(learner, lambda tasks: images(size=8, tasks=len(tasks)), 2)
-    with learner._forward._idle_twin(), learner._forward._idle_twin():  # as two threads take them
+    with learner._forward.body(), learner._forward.body():  # as two threads take them
         pass
     assert_close(*both(learner, batch, 0.03))
     assert len(traced) == first
