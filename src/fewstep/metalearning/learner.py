@@ -230,12 +230,13 @@ class Learner(nn.Module):
                 follow.
         """
         check_policy(statistics)
-        self._check_unchanged(statistics)
-        if not self._forward.proven:
-            self._forward = proven(self._forward, meta.model, x)
-        setting = self._forward.setting(training, self.precision, statistics)
-        facts(self._forward, setting, meta.model, x)
-        return InnerLoop(self._forward, setting, self.loss, self.method, self.adapted, statistics, sharp)
+        with lock_of(self.model):  # a pass of another learner or predictor may have the model lent
+            self._check_unchanged(statistics)
+            if not self._forward.proven:
+                self._forward = proven(self._forward, meta.model, x)
+            setting = self._forward.setting(training, self.precision, statistics)
+            facts(self._forward, setting, meta.model, x)
+            return InnerLoop(self._forward, setting, self.loss, self.method, self.adapted, statistics, sharp)
 
     def _check_unchanged(self, statistics: str = "batch") -> None:
         """Follow a model that was changed after the learner was made.
@@ -365,6 +366,10 @@ class Learner(nn.Module):
 
     def work(self, batch: TaskBatch, progress: float = 0.0) -> Work:
         """The meta-gradient of a meta-batch, before it is taken."""
+        with lock_of(self.model):  # as above
+            return self._work(batch, progress)
+
+    def _work(self, batch: TaskBatch, progress: float) -> Work:
         method, given, batch = self.method, batch, batch.usable().to(self.device)
         first = tree_map(lambda t: t[0], batch.support_x)
         weights = method.step_weights(progress, method.steps)
