@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_map
 from fewstep.errors import BadInput, unknown
 from fewstep.metalearning.answers import Answers
 from fewstep.metalearning.execution import Execution
+from fewstep.metalearning.functional import lock_of
 from fewstep.metalearning.inner_loop import ClosedForm, InnerLoop, Loss, Meta, MomentsByNorm, Parameters, Task
 from fewstep.metalearning.learned import Learned, MetaGradient
 from fewstep.metalearning.meta_gradient import Fixed, Plan, Work, threads
@@ -110,13 +111,14 @@ class Learner(Learned):
                 follow.
         """
         check_policy(statistics)
-        self.check_unchanged(statistics)
-        setting = self._forward.setting(training, self.precision, statistics)
-        if all(leaf.numel() for leaf in (x if isinstance(x, tuple) else (x,))):  # nothing can be tried on nothing
-            if not self._forward.proven:
-                self._forward = proven(self._forward, meta.model, x)
-            facts(self._forward, setting, meta.model, x)
-        return InnerLoop(self._forward, setting, self.loss, self.method, self.adapted, statistics, sharp)
+        with lock_of(self.model):  # a pass of another learner or predictor may have the model lent
+            self.check_unchanged(statistics)
+            setting = self._forward.setting(training, self.precision, statistics)
+            if all(leaf.numel() for leaf in (x if isinstance(x, tuple) else (x,))):  # nothing can be tried on nothing
+                if not self._forward.proven:
+                    self._forward = proven(self._forward, meta.model, x)
+                facts(self._forward, setting, meta.model, x)
+            return InnerLoop(self._forward, setting, self.loss, self.method, self.adapted, statistics, sharp)
 
     def _keys(self, inner: InnerLoop, count: int) -> Keys:
         """Keys of the random numbers of tasks, from torch's global generator; none for a model that draws none."""
