@@ -6,7 +6,7 @@ from problems import conv_learner, images
 
 import fewstep
 from fewstep.metalearning.meta_gradient import vectorized
-from fewstep.metalearning.strategies import STRATEGIES
+from fewstep.metalearning.execution import STRATEGIES
 
 
 @pytest.mark.parametrize("size", [2, 5])

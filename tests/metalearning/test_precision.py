@@ -6,7 +6,7 @@ from observers import Calls
 from problems import conv_learner, images, with_rates
 
 import fewstep
-from fewstep.metalearning.precision import products
+from fewstep.metalearning.modes import tf32
 from fewstep.models import Conv4
 from fewstep.training.experiment import Experiment
 
@@ -99,26 +99,11 @@ def test_tf32_changes_nothing_on_a_cpu_and_the_flags_of_others_come_back():
     batch = TASKS.train(range(2))
     assert torch.equal(flat(learner("maml").meta_gradient(batch)), flat(learner("maml", "tf32").meta_gradient(batch)))
     before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    with products("tf32", torch.device("cuda")):
+    with tf32(True):
         assert (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32) == (True, True)
-    with products("float32", torch.device("cuda")):
+    with tf32(False):
         assert (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32) == (False, False)
     assert (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32) == before
-
-
-def test_tf32_holds_where_a_model_that_vmap_cannot_take_goes_on_by_loop():
-    class OnCuda(fewstep.Learner):
-        device = torch.device("cuda")
-
-    def run(strategy):
-        seen.append((strategy, torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32))
-        if strategy == "vectorized":
-            raise RuntimeError("vmap cannot")
-
-    seen, made = [], OnCuda(torch.nn.Linear(2, 3), fewstep.preset("maml"), precision="tf32")
-    x, y = torch.randn(1, 3, 2), torch.arange(3)[None]
-    made.by_strategy(fewstep.TaskBatch(x, y, x, y), None, run)
-    assert seen == [("vectorized", True, True), ("loop", True, True)]
 
 
 def test_double_precision_stays_under_the_default():

@@ -35,12 +35,12 @@ def own_modes(like: Tensor, grad: bool, precision: str = "float32") -> Iterator[
         if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
             inside.enter_context(torch.autocast(device.type, enabled=False))  # precision is the learner's own choice
         if device.type == "cuda":
-            inside.enter_context(_tf32(precision == "tf32"))
+            inside.enter_context(tf32(precision == "tf32"))
         yield
 
 
 @contextlib.contextmanager
-def _tf32(allowed: bool) -> Iterator[None]:
+def tf32(allowed: bool) -> Iterator[None]:
     """Let CUDA round the operands of float32 products to TF32, or not; forwards and backwards, so around both.
 
     Torch itself allows it in convolutions, and not in matrix products.
