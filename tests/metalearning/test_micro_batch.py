@@ -5,8 +5,8 @@ import torch
 from problems import conv_learner, images
 
 import fewstep
-from fewstep.metalearning.meta_gradient import vectorized
 from fewstep.metalearning.execution import STRATEGIES
+from fewstep.metalearning.meta_gradient import vectorized
 
 
 @pytest.mark.parametrize("size", [2, 5])
