@@ -54,6 +54,11 @@ class TaskRandomness(TorchDispatchMode):
 
     transparent = True  # changes no operator but random ones, so kernels may be called inside it
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Torch asks, and would import its compiler at the first operator, which takes seconds."""
+        return False
+
     def __init__(self, keys: Keys, number: int, device: torch.device):
         super().__init__()
         self.keys, self.number, self.device = keys, number, device
