@@ -25,7 +25,7 @@ from fewstep.errors import BadInput
 from fewstep.metalearning.attention import ExactAttention
 from fewstep.metalearning.modes import half
 from fewstep.metalearning.randomness import Keys, TaskRandomness
-from fewstep.metalearning.structure import Attribute, Structure, check_layers, reset, without_data
+from fewstep.metalearning.structure import Attribute, Structure, check_layers, copy_of, reset, without_data
 from fewstep.models import cross_entropy_gradients
 from fewstep.models.norm import FreeNorms, Moments, Statistics, ValueNorm, exchange, float32
 
@@ -285,12 +285,12 @@ class Functional:
                 yield Body(self.model, lent=True)
             return
         if self.lasting:
-            yield Body(copy.deepcopy(self._blank), lasting=True)
+            yield Body(copy_of(self._blank), lasting=True)
             return
         try:
             body = self._idle.pop()  # in one step, so that no two threads get the same
         except IndexError:
-            body = Body(copy.deepcopy(self._blank))
+            body = Body(copy_of(self._blank))
         try:
             yield body
         finally:

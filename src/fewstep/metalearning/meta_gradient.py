@@ -131,6 +131,11 @@ def stacked(seen: Sequence[MomentsByNorm]) -> dict[str, Moments]:
     }
 
 
+def detached(tree: Any) -> Any:
+    """The tensors of a tree without their graphs; what else a model puts out is left away."""
+    return tree_map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else (), tree)
+
+
 def task_loss(inner: InnerLoop, plan: Plan, meta: Meta, gradient: Gradient, task: Task) -> tuple[Tensor, Outcome]:
     """Σ_i w_i meta_loss(θ_{i+1}) of one task; a query pass only where a weight asks for one."""
     steps, total = inner.method.steps, 0.0  # type: int, Any
@@ -146,7 +151,7 @@ def task_loss(inner: InnerLoop, plan: Plan, meta: Meta, gradient: Gradient, task
             loss = inner.loss(seen.output, task.query_y)
             total = total + weight * inner.method.meta_loss(loss, meta.model, inner.fast(state))
     left = state.moved if steps else seen.moved
-    loss, logits, left = tree_map(torch.detach, (total, seen.output, left))
+    loss, logits, left = detached((total, seen.output, left))
     return total, Outcome(loss, logits, stacked(moments or [seen.moments]), left)  # type: ignore[return-value]
 
 

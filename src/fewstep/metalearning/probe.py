@@ -107,6 +107,8 @@ def prove(forward: Functional, tensors: Tensors, x: Any) -> None:
         _Differs: they differ.
         Exception: what the model itself raises on such data.
     """
+    if forward.norms and not isinstance(x, tuple) and len(x) == 1:
+        x = torch.cat([x, x])  # a batch norm may be in training mode here, and not where it is meant to be used
     elsewhere = _other(tensors, dict(forward.model.named_parameters()))
     names = trainable(forward.model)
     try:

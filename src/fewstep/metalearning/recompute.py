@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_map
 
 from fewstep.errors import BadInput
 from fewstep.metalearning.inner_loop import Adaptation, Parameters, Task, at_step, first_order, second_order
-from fewstep.metalearning.meta_gradient import Outcome, Result, Work, stacked
+from fewstep.metalearning.meta_gradient import Outcome, Result, Work, detached, stacked
 from fewstep.metalearning.probe import real
 
 
@@ -60,7 +60,7 @@ class _Sweep:
             if weight is not None or state.step == steps:
                 seen = inner.predict(self.meta, here, task)
                 if state.step == steps:
-                    last = tree_map(torch.detach, seen)
+                    last = detached(seen)
             if weight is not None:
                 loss = weight * inner.method.meta_loss(inner.loss(seen.output, task.query_y), self.meta.model, fast)
                 total = total + loss.detach()

@@ -6,7 +6,9 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from fewstep.errors import BadInput
 from fewstep.models.norm import ValueNorm
@@ -140,7 +142,10 @@ def _kept(value: Any, depth: int = 0) -> Any:
 
 
 def check_layers(model: nn.Module) -> None:
-    """Raise BadInput where a layer's weights are not made yet, or it was compiled."""
+    """Raise BadInput where a layer's weights are not made yet, or cannot be learned, or where it was compiled."""
+    for name, p in model.named_parameters():
+        if not nn.parameter.is_lazy(p) and p.is_inference():
+            raise BadInput(f"{name} was made under torch.inference_mode and cannot learn: make the model outside of it")
     for name, layer in model.named_modules():
         if any(nn.parameter.is_lazy(t) for t in itertools.chain(layer._parameters.values(), layer._buffers.values())):
             kind = type(layer).__name__
@@ -164,8 +169,15 @@ def without_data(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, memo)
 
 
+def copy_of(blank: nn.Module) -> nn.Module:
+    """Another copy without data."""
+    with unset_fake_temporarily():
+        return copy.deepcopy(blank)
+
+
 def _on_meta(tensor: Tensor) -> Tensor:
-    empty = tensor.detach().to("meta")
+    with unset_fake_temporarily():  # a deep copy of a fake tensor leaves its memory damaged
+        empty = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
     return nn.Parameter(empty, requires_grad=False) if isinstance(tensor, nn.Parameter) else empty
 
 
