@@ -87,6 +87,26 @@ def test_a_predictor_owns_its_setting():
         assert torch.equal(predictor(batch.query_x[0]), before)
 
 
+def test_a_predictor_owns_frozen_weights_that_are_reached_past_their_name():
+    """They have no gradient that could tell: only other weights show that a copy does not hear of them."""
+
+    class ByLambda(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.head = nn.Linear(4, 5).double().requires_grad_(False), nn.Linear(5, 3).double()
+            self.run = lambda x: self.body(x)
+
+        def forward(self, x):
+            return self.head(torch.tanh(self.run(x)))
+
+    model, batch = ByLambda(), vectors()
+    predictor = learner_of(model).adapt(batch.support_x[0], batch.support_y[0])
+    before = predictor(batch.query_x[0])
+    with torch.no_grad():
+        model.body.weight.mul_(3)
+    assert torch.equal(predictor(batch.query_x[0]), before)
+
+
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_a_predictor_asked_inside_the_loss_changes_nothing(strategy):
     learner, batch = learner_of(net(nn.BatchNorm1d(6), nn.Dropout(0.5)), strategy), vectors()
