@@ -490,6 +490,38 @@ class default_float64:
         torch.set_default_dtype(torch.float32)
 
 
+@pytest.mark.parametrize("first", ["fake", "real"])
+def test_passes_on_fake_tensors_leave_real_ones_alone(first):
+    """Before and after, with one learner and another, of equal shapes."""
+
+    def made():
+        torch.manual_seed(0)
+        method = fewstep.preset("maml", steps=1, norm__statistics="support")
+        norm = nn.BatchNorm2d(4)
+        model = nn.Sequential(nn.Conv2d(1, 4, 3), norm, nn.MaxPool2d(2), nn.Flatten(), nn.Linear(196, 3))
+        return fewstep.Learner(model, method, strategy="loop")
+
+    def real():
+        learner = made()
+        return learner, seeded(learner, images(dtype=torch.float32))
+
+    def fake():
+        with FakeTensorMode():
+            learner, y, x = made(), torch.arange(3).repeat(2, 2), torch.randn(2, 6, 1, 16, 16)
+            for strategy in ("loop", "vectorized"):
+                result = learner.meta_gradient(fewstep.TaskBatch(x, y, x, y), strategy=strategy)
+                assert result.query_logits.shape == (2, 6, 3)
+
+    if first == "fake":
+        fake()
+        _, expected = real()
+    else:
+        learner, expected = real()
+        fake()
+        same_bits(seeded(learner, images(dtype=torch.float32)), expected)
+    same_bits(real()[1], expected)
+
+
 def test_real_tensors_under_fake_mode_are_refused_and_leave_no_trace():
     learner, batch = learner_of(net(nn.Dropout(0.5))), vectors()
     with FakeTensorMode(), pytest.raises(fewstep.BadInput, match="FakeTensorMode"):
