@@ -11,7 +11,7 @@ from problems import vectors
 from torch import nn
 
 import fewstep
-from fewstep.metalearning import probe
+from fewstep.metalearning import facts as known_facts
 from fewstep.metalearning.functional import Functional
 from fewstep.models.norm import Moments
 
@@ -169,8 +169,8 @@ def test_a_setting_holds_for_one_pass():
     for itself in (False, True):
         forward = Functional(model, itself)
         weights, training, evaluation = tensors(model), forward.setting(), forward.setting(False, statistics="frozen")
-        probe.facts(forward, training, weights, x)
-        probe.facts(forward, evaluation, weights, x)
+        known_facts.facts(forward, training, weights, x)
+        known_facts.facts(forward, evaluation, weights, x)
         for _ in range(2):
             assert (forward(weights, x, training, keys=(1,)).output == 0).any()
             found = forward(weights, x, evaluation)
@@ -233,7 +233,7 @@ def test_what_a_pass_moves_comes_out_and_nothing_else_changes(itself):
     model = Moving()
     forward, weights, x = Functional(model, itself), tensors(model), torch.randn(5, 4)
     setting, before = forward.setting(), tensors(model)
-    probe.facts(forward, setting, weights, x)
+    known_facts.facts(forward, setting, weights, x)
     assert forward.known(setting).moves == {"mean"}
     for _ in range(2):
         moved = forward(weights, x, setting).moved

@@ -10,10 +10,10 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from fewstep.errors import BadInput, unknown
 from fewstep.metalearning.compiled import CannotCompile, compiled
+from fewstep.metalearning.facts import real
 from fewstep.metalearning.functional import Functional
 from fewstep.metalearning.meta_gradient import Parameters, Result, Work, loop, vectorized
 from fewstep.metalearning.modes import Precision
-from fewstep.metalearning.probe import real
 from fewstep.metalearning.ranks import Ranks
 from fewstep.metalearning.recompute import recompute
 from fewstep.metalearning.second_derivative import no_second_derivative

@@ -5,7 +5,7 @@
 A pass has in its hand all that it depends on. It runs in a `Body`, a copy of the model that it has for itself: its
 tensors are put in before it and taken out after it. So nothing in the user's model changes, passes of several threads
 do not meet, and any `nn.Module` qualifies. Where a copy is not the model (weights reached by a closure, a list, a
-hook), which `probe` finds out at the first batch, the model itself is the body: it is lent to one pass at a time, and
+hook), which `proof` finds out at the first batch, the model itself is the body: it is lent to one pass at a time, and
 given back as it was.
 """
 
@@ -60,7 +60,7 @@ class Seen(NamedTuple):
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of a model's passes in some modes of its layers, see `fewstep.metalearning.probe`.
+    """What is known of a model's passes in some modes of its layers, see `fewstep.metalearning.facts`.
 
     Arguments:
         draws: it draws random numbers. attends: it has attention.

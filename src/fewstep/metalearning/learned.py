@@ -12,7 +12,7 @@ from fewstep.metalearning.functional import lock_of
 from fewstep.metalearning.inner_loop import Meta, MomentsByNorm, Parameters
 from fewstep.metalearning.meta_gradient import Fixed
 from fewstep.metalearning.modes import own_modes, usable
-from fewstep.metalearning.probe import functional
+from fewstep.metalearning.proof import functional
 from fewstep.methods import Method
 from fewstep.models.norm import NORMS, Moments
 

@@ -11,13 +11,14 @@ from torch.utils._pytree import tree_map
 from fewstep.errors import BadInput, unknown
 from fewstep.metalearning.answers import Answers
 from fewstep.metalearning.execution import Execution
+from fewstep.metalearning.facts import facts, real
 from fewstep.metalearning.functional import lock_of
 from fewstep.metalearning.inner_loop import ClosedForm, InnerLoop, Loss, Meta, MomentsByNorm, Parameters, Task
 from fewstep.metalearning.learned import Learned, MetaGradient
 from fewstep.metalearning.meta_gradient import Fixed, Plan, Work, threads
 from fewstep.metalearning.modes import own_modes, usable
 from fewstep.metalearning.predictor import Predictor
-from fewstep.metalearning.probe import facts, proven, real
+from fewstep.metalearning.proof import proven
 from fewstep.metalearning.randomness import Keys, keys_of
 from fewstep.methods import Method
 from fewstep.methods.parts import Statistics as StatisticsPolicy

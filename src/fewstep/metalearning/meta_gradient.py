@@ -30,7 +30,7 @@ from fewstep.metalearning.inner_loop import (
     transformed_first_order,
     transformed_second_order,
 )
-from fewstep.metalearning.probe import double
+from fewstep.metalearning.proof import double
 from fewstep.metalearning.randomness import Keys
 from fewstep.metalearning.side_by_side import at_once, side_by_side
 from fewstep.methods.schedules import Order

@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from fewstep.errors import BadInput
+from fewstep.metalearning.facts import real
 from fewstep.metalearning.inner_loop import Adaptation, Parameters, Task, at_step, first_order, second_order
 from fewstep.metalearning.meta_gradient import Outcome, Result, Work, detached, stacked
-from fewstep.metalearning.probe import real
 
 
 def recompute(work: Work) -> Result:

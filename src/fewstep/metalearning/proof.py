@@ -1,4 +1,4 @@
-"""What a model does in a pass, found out at the first batch: what it moves, draws and reaches, and that a copy is it.
+"""The proof that a copy of a model is the model, taken at the first batch.
 
 A copy of a module is not the module where weights are reached past their names, and a pass that changes the module is
 no function of its arguments. Nothing of this can be read off the code, so it is tried, on weights other than the
@@ -6,25 +6,22 @@ model's own: the model itself with them in place is the truth, and a body must g
 """
 
 import contextlib
-import logging
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from fewstep.errors import BadInput
-from fewstep.metalearning.attention import ExactAttention, say_once
-from fewstep.metalearning.functional import Body, Facts, Functional, Setting, Tensors, lock_of, slots
-from fewstep.metalearning.randomness import TaskRandomness, others
-from fewstep.metalearning.structure import Attribute, Attributes, forget, reset
-from fewstep.models.norm import FreeNorms, Statistics
+from fewstep.metalearning.attention import ExactAttention
+from fewstep.metalearning.facts import KEYS, device_of, facts, floating, leaves_of, real, say, trainable
+from fewstep.metalearning.functional import Functional, Tensors, lock_of, slots
+from fewstep.metalearning.randomness import TaskRandomness
+from fewstep.metalearning.structure import Attributes, reset
 
-KEYS = (20240229,)  # of the random numbers that truth and body both draw
 CLOSE = {torch.float64: (1e-7, 1e-6), torch.complex128: (1e-7, 1e-6)}  # output, gradient
 LESS = (5e-2, 2e-1)  # in other types
-say = logging.getLogger("fewstep").warning
 
 
 def functional(model: nn.Module) -> Functional:
@@ -145,9 +142,9 @@ def _compare(
     Raises:
         _Differs: they differ.
     """
-    if not all(leaf.isfinite().all() for leaf in (*_floating(right), *(g for g in slopes if g is not None))):
+    if not all(leaf.isfinite().all() for leaf in (*floating(right), *(g for g in slopes if g is not None))):
         return  # nothing can be seen on such data
-    leaves, again = _leaves(tensors, names), TaskRandomness(KEYS, 1, _device(tensors))
+    leaves, again = leaves_of(tensors, names), TaskRandomness(KEYS, 1, device_of(tensors))
     try:
         with torch.enable_grad():
             output = forward(leaves, x, forward.setting(), keys=KEYS).output
@@ -163,7 +160,7 @@ def _compare(
             "checkpointing around dropout): take either out"
         )
     output_close, gradient_close = CLOSE.get(_dtype(right), LESS)
-    if not _close(_floating(output), _floating(right), output_close):
+    if not _close(floating(output), floating(right), output_close):
         raise _Differs(_unheard(forward, tensors, x) or "its output is another one")
     top = max((float(g.abs().max()) for g in slopes if g is not None and g.numel()), default=0.0)
     for name, own, true in zip(names, gradients, slopes, strict=True):
@@ -196,18 +193,13 @@ def _other_types(tensors: Tensors, x: Any) -> str | None:
     return f"they are {named}, its weights {right}; give it inputs as {right}: batch.to(torch.{right}), x.to(…)"
 
 
-def trainable(model: nn.Module) -> list[str]:
-    """Names of the parameters that ask for gradients."""
-    return [name for name, p in model.named_parameters() if p.requires_grad]
-
-
 def _unheard(forward: Functional, tensors: Tensors, x: Any) -> str | None:
     """Which weight the model hears of and the body does not."""
     for name, _ in forward.model.named_parameters():
         one = {**tensors, name: tensors[name] * 1.5 + 0.1}
-        right = _floating(_truth(forward.model, one, [], x)[0])
+        right = floating(_truth(forward.model, one, [], x)[0])
         found, again, before = (
-            _floating(forward(t, x, forward.setting(), keys=KEYS).output) for t in (one, one, tensors)
+            floating(forward(t, x, forward.setting(), keys=KEYS).output) for t in (one, one, tensors)
         )
         unwritten = not _close(found, again, 0.0)  # torch reads memory where a tensor has none: one was not put in
         if unwritten or (_close(found, before, 0.0) and not _close(found, right, 1e-3)):
@@ -221,7 +213,7 @@ def _truth(model: nn.Module, tensors: Tensors, names: list[str], x: Any) -> tupl
     inputs = x if isinstance(x, tuple) else (x,)
     parameters = dict(model.named_parameters())
     with _in_place(model, tensors), torch.enable_grad():
-        with TaskRandomness(KEYS, 0, _device(tensors)), ExactAttention():
+        with TaskRandomness(KEYS, 0, device_of(tensors)), ExactAttention():
             output = model(*inputs)
         return output, _slopes(output, [parameters[name] for name in names]) if names else []
 
@@ -241,98 +233,6 @@ def _in_place(model: nn.Module, tensors: Tensors) -> Iterator[None]:
                 slot.empty.data = own
                 slot.place[slot.key] = slot.empty
             reset(layers, before.changed())
-
-
-# --- what a pass does ------------------------------------------------------------------------------------------------
-
-
-def facts(forward: Functional, setting: Setting, tensors: Tensors, x: Any) -> Facts:
-    """What a pass does beside its output, in these modes; found out once.
-
-    Raises:
-        BadInput: its output depends on attributes that an earlier pass changed, or on numbers drawn from Python's or
-            NumPy's generators.
-    """
-    if setting.training in forward.facts:
-        return forward.facts[setting.training]
-    with forward.body() as body:
-        found = _facts(body, setting, tensors, trainable(forward.model), x)
-    if found.attends and not any(known.attends for known in forward.facts.values()):
-        say_once()
-    if real(tensors):
-        forward.facts[setting.training] = found
-    return found
-
-
-def _facts(body: Body, setting: Setting, tensors: Tensors, names: list[str], x: Any) -> Facts:
-    def watched() -> _Watched:
-        return _watched(body, setting, tensors, names, x)
-
-    before, states = Attributes(body.layers), others()
-    seen, drawn_elsewhere = watched(), others() != states
-    keeps = before.changed()
-    try:
-        if not real(tensors):
-            keeps = ()
-        # Torch's own layers leave nothing but what they make anew.
-        if own := tuple(k for k in keeps if not type(body.layers[k.layer]).__module__.startswith("torch.nn.modules")):
-            _no_memory(body, own, watched, seen.output)
-        reset(body.layers, keeps)
-        if drawn_elsewhere and not _same(watched().output, seen.output):
-            raise BadInput(
-                "the model draws from Python's or NumPy's random numbers, which no task can have for itself: draw from "
-                "torch (torch.rand)"
-            )
-    finally:
-        reset(body.layers, before.changed())
-    return Facts(seen.draws, seen.attends, seen.moves, seen.through, keeps, seen.norms)
-
-
-class _Watched(NamedTuple):
-    output: Any
-    draws: bool
-    attends: bool
-    moves: frozenset[str]
-    through: bool
-    norms: frozenset[str]
-
-
-def _watched(body: Body, setting: Setting, tensors: Tensors, names: list[str], x: Any) -> _Watched:
-    """A pass of which all is seen."""
-    copies = _leaves(tensors, names, writable=True)
-    everything = Facts(moves=frozenset(copies))
-    versions = {name: t._version for name, t in copies.items()}
-    parameters = {name for name, _ in body.module.named_parameters()}
-    attention, randomness, norms = ExactAttention(), TaskRandomness(KEYS, 0, _device(copies)), FreeNorms.watch(copies)
-    with torch.enable_grad(), randomness, attention, norms:
-        inputs = x if isinstance(x, tuple) else (x,)
-        output, after = body.run(copies, inputs, setting, everything, Statistics(frozen=setting.frozen))
-    moved = {n: t for n, t in after.items() if t is not copies[n] or t._version != versions[n]}
-    if real(tensors):  # torch counts no version for what its batch norm writes, nor for `.data`
-        moved |= {n: t for n, t in after.items() if not torch.equal(t.detach(), tensors[n].detach())}
-    through = any(t.requires_grad for n, t in moved.items() if n not in parameters)
-    return _Watched(output, randomness.drawn, attention.seen, frozenset(moved), through, frozenset(norms.met))
-
-
-def _no_memory(body: Body, keeps: tuple[Attribute, ...], watched: Callable[[], _Watched], first: Any) -> None:
-    """Nothing of what a pass leaves in attributes may be read by the next one.
-
-    Raises:
-        BadInput: it is.
-    """
-    what = f"{type(body.layers[keeps[0].layer]).__name__}.{keeps[0].name}"
-    if not _same(watched().output, first):
-        raise BadInput(
-            f"the model remembers: a pass changes {what}, and the output of the next pass with it, so that it is no "
-            "function of parameters and input: make it a buffer (register_buffer), or set it anew in every pass"
-        )
-    forget(body.layers, keeps)
-    try:
-        unread = _same(watched().output, first)
-    except Exception:  # it was missed
-        unread = False
-    if not unread:
-        say(f"a pass changes {what} and reads it: here every pass begins with its value of now")
 
 
 # --- comparing -------------------------------------------------------------------------------------------------------
@@ -356,27 +256,15 @@ def _other(tensors: Tensors, parameters: Mapping[str, Tensor]) -> Tensors:
     return found
 
 
-def _leaves(tensors: Tensors, names: list[str], writable: bool = False) -> Tensors:
-    """Copies of the tensors, those named with gradients; `writable`: not leaves, so that a pass may write to them."""
-    wanted = set(names)
-    leaves = {n: t.detach().clone().requires_grad_(n in wanted) for n, t in tensors.items()}
-    return {n: t.clone() for n, t in leaves.items()} if writable else leaves
-
-
-def _floating(output: Any) -> list[Tensor]:
-    leaves = (leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor))
-    return [leaf for leaf in leaves if leaf.is_floating_point() or leaf.is_complex()]
-
-
 def _dtype(output: Any) -> torch.dtype:
-    found = _floating(output)
+    found = floating(output)
     return found[0].dtype if found else torch.float64
 
 
 def _slopes(output: Any, sources: list[Tensor]) -> list[Tensor | None]:
     """Gradients of a fixed combination of all outputs."""
     total: Tensor | None = None
-    for leaf in _floating(output):
+    for leaf in floating(output):
         if leaf.requires_grad:
             cotangent = torch.arange(1, leaf.numel() + 1, dtype=torch.float64).square().cos().view(leaf.shape)
             part = (leaf * cotangent.to(leaf.device, leaf.dtype)).sum()
@@ -394,19 +282,6 @@ def _close(found: list[Tensor], right: list[Tensor], tolerance: float) -> bool:
         for a, b in zip(found, right, strict=True)
         if b.numel()
     )
-
-
-def _same(output: Any, other: Any) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(_floating(output), _floating(other), strict=True))
-
-
-def real(tensors: Tensors) -> bool:
-    """Whether there is data to compare: not on the meta device, not under FakeTensorMode."""
-    return all(t.device.type != "meta" and type(t) in (Tensor, nn.Parameter) for t in tensors.values())
-
-
-def _device(tensors: Tensors) -> torch.device:
-    return next(iter(tensors.values())).device
 
 
 def _first_line(error: Exception) -> str:
