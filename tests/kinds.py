@@ -655,7 +655,7 @@ KINDS = {
     "instance norm that tracks": Kind(Instance),
     "input normaliser": Kind(InputNormaliser),
     "input normaliser, reassigned": Kind(Reassigned),
-    "input normaliser by .data": Kind(DataWriter),
+    "input normaliser by .data": Kind(DataWriter, loops=True),
     "graph in a buffer": Kind(GraphInBuffer, onward=True),
     "counter in a buffer": Kind(Counting),
     "lstm": Kind(lambda: Recurrent(nn.LSTM), sequences, loops=True),

@@ -743,3 +743,88 @@ def test_all_weights_are_adapted_where_that_is_asked():
     result = learner.meta_gradient(batch)
     assert abs(result.loss - loss) < 1e-12
     assert relative(result.gradients, gradients) < 1e-10
+
+
+# --- what was found by trying to break it ----------------------------------------------------------------------------
+
+
+class Plain(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.b(torch.tanh(self.a(x)))
+
+
+class MaskedByLambda(Plain):
+    """Its last class is masked, and its weights are reached by a closure."""
+
+    def __init__(self):
+        super().__init__()
+        self.run = lambda x: self.b(torch.tanh(self.a(x)))
+
+    def forward(self, x):
+        return torch.cat([self.run(x), x.new_full((len(x), 1), -torch.inf)], 1)
+
+
+class Filling(Plain):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("state", None)
+
+    def forward(self, x):
+        self.state = x.mean(0) if self.state is None else (self.state + x.mean(0)) / 2
+        return super().forward(x - self.state)
+
+
+class Writing(Plain):
+    def forward(self, x):
+        return super().forward(x.mul_(1.5))
+
+
+class Untouched(Plain):
+    @torch.no_grad()
+    def forward(self, x):
+        return super().forward(x)
+
+
+class NotCopied(nn.BatchNorm1d):
+    def __deepcopy__(self, memo):
+        return self
+
+
+def test_an_output_that_is_infinite_in_part_still_proves():
+    model = MaskedByLambda().double()
+    found = fewstep.Learner(model, fewstep.preset("maml")).meta_gradient(vectors()).gradients
+    assert all(g.any() for g in found.values())
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [(Filling, "fills the buffer state"), (Writing, "writes to its input"), (Untouched, "none of its weights")],
+)
+def test_what_cannot_be_a_function_is_refused_by_name(model, said):
+    batch = vectors()
+    x, made = batch.support_x.clone(), model().double()
+    with pytest.raises(fewstep.BadInput, match=said):
+        fewstep.Learner(made, fewstep.preset("maml")).meta_gradient(batch)
+    assert torch.equal(batch.support_x, x)
+    assert getattr(made, "state", None) is None
+
+
+def test_a_norm_that_is_used_twice_has_no_one_mean_of_a_support_set():
+    norm = nn.BatchNorm1d(6)
+    model = nn.Sequential(nn.Linear(4, 6), norm, nn.Tanh(), norm, nn.Linear(6, 3)).double()
+    learner, batch = fewstep.Learner(model, fewstep.preset("maml")), vectors()
+    learner.meta_gradient(batch)
+    with pytest.raises(fewstep.BadInput, match="1 normalises several times in one pass"):
+        learner.adapt(batch.support_x[0], batch.support_y[0])
+    learner.adapt(batch.support_x[0], batch.support_y[0], statistics="batch")
+
+
+def test_a_layer_that_gives_itself_for_its_copy_keeps_its_forward():
+    model = nn.Sequential(nn.Linear(4, 6), NotCopied(6), nn.Linear(6, 3)).double()
+    fewstep.Learner(model, fewstep.preset("maml")).meta_gradient(vectors())
+    assert "forward" not in model[1].__dict__
+    assert not model[1].running_mean.any()

@@ -110,6 +110,10 @@ class Execution:
         chosen = self.chosen(forward, work.batch)
         if chosen == "vectorized" and forward.itself:
             raise BadInput("this model cannot run vectorized (a copy of it is not the model); use strategy loop")
+        if chosen == "vectorized" and forward.known(work.inner.setting).uncounted:
+            if self.strategy != "auto":
+                raise BadInput("this model cannot run vectorized (a pass writes to .data); use strategy loop")
+            chosen = "loop"
         try:
             if chosen == "vectorized" and not forward.mapped and not self.compiled:
                 self._check_vmap(work, run)
@@ -117,16 +121,26 @@ class Execution:
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, NotImplementedError) as error:
-            if why := no_second_derivative(work):
-                raise BadInput(why) from error
-            if chosen != "vectorized" or (self.strategy != "auto" and isinstance(error, CannotCompile)):
+            if chosen != "vectorized" or self.strategy != "auto":
+                self._explain(work, chosen, error)
                 raise
-            if self.strategy != "auto":
-                reason = str(error).splitlines()[0]
-                raise BadInput(f"this model cannot run vectorized ({reason}); use strategy loop") from error
-        result = run(work, "loop")
+        try:
+            result = run(work, "loop")
+        except (RuntimeError, NotImplementedError) as error:
+            self._explain(work, "loop", error)
+            raise
         forward.one_by_one = True  # only now: an error of another kind would have come again
         return result
+
+    def _explain(self, work: Work, chosen: str, error: Exception) -> None:
+        """Raise BadInput where an error comes from what torch cannot do with the model."""
+        if isinstance(error, torch.OutOfMemoryError):
+            return
+        if why := no_second_derivative(work):
+            raise BadInput(why) from error
+        if chosen == "vectorized" and not isinstance(error, CannotCompile):
+            reason = str(error).splitlines()[0]
+            raise BadInput(f"this model cannot run vectorized ({reason}); use strategy loop") from error
 
     def _check_vmap(self, work: Work, run: Callable[[Work, str], Any]) -> None:
         """Raise RuntimeError where vmap gives other numbers than a loop, on one inner step of two tasks in float64."""

@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._pytree import tree_leaves, tree_map
 
 from fewstep.errors import BadInput
 from fewstep.metalearning.attention import ExactAttention, say_once
@@ -51,14 +52,15 @@ def _facts(body: Body, setting: Setting, tensors: Tensors, names: list[str], x: 
         if own := tuple(k for k in keeps if not type(body.layers[k.layer]).__module__.startswith("torch.nn.modules")):
             _no_memory(body, own, watched, seen.output)
         reset(body.layers, keeps)
-        if drawn_elsewhere and not _same(watched().output, seen.output):
+        before_again = others()
+        if drawn_elsewhere and watched() and others() != before_again:  # twice: it was not another thread
             raise BadInput(
                 "the model draws from Python's or NumPy's random numbers, which no task can have for itself: draw from "
                 "torch (torch.rand)"
             )
     finally:
         reset(body.layers, before.changed())
-    return Facts(seen.draws, seen.attends, seen.moves, seen.through, keeps, seen.norms)
+    return Facts(seen.draws, seen.attends, seen.moves, seen.through, keeps, seen.norms, seen.uncounted)
 
 
 class _Watched(NamedTuple):
@@ -68,6 +70,7 @@ class _Watched(NamedTuple):
     moves: frozenset[str]
     through: bool
     norms: frozenset[str]
+    uncounted: bool
 
 
 def _watched(body: Body, setting: Setting, tensors: Tensors, names: list[str], x: Any) -> _Watched:
@@ -78,13 +81,18 @@ def _watched(body: Body, setting: Setting, tensors: Tensors, names: list[str], x
     parameters = {name for name, _ in body.module.named_parameters()}
     attention, randomness, norms = ExactAttention(), TaskRandomness(KEYS, 0, device_of(copies)), FreeNorms.watch(copies)
     with torch.enable_grad(), randomness, attention, norms:
-        inputs = x if isinstance(x, tuple) else (x,)
+        inputs = tree_map(torch.clone, x if isinstance(x, tuple) else (x,))
+        written = [t._version for t in inputs]
         output, after = body.run(copies, inputs, setting, everything, Statistics(frozen=setting.frozen))
+    if [t._version for t in inputs] != written:
+        raise BadInput("the model writes to its input, which later passes are given too: let forward work on a copy")
     moved = {n: t for n, t in after.items() if t is not copies[n] or t._version != versions[n]}
+    counted = set(moved)
     if real(tensors):  # torch counts no version for what its batch norm writes, nor for `.data`
         moved |= {n: t for n, t in after.items() if not torch.equal(t.detach(), tensors[n].detach())}
     through = any(t.requires_grad for n, t in moved.items() if n not in parameters)
-    return _Watched(output, randomness.drawn, attention.seen, frozenset(moved), through, frozenset(norms.met))
+    uncounted, met = not norms.met and bool(set(moved) - counted), frozenset(norms.met)
+    return _Watched(output, randomness.drawn, attention.seen, frozenset(moved), through, met, uncounted)
 
 
 def _no_memory(body: Body, keeps: tuple[Attribute, ...], watched: Callable[[], _Watched], first: Any) -> None:
@@ -131,7 +139,7 @@ def floating(output: Any) -> list[Tensor]:
 
 def real(tensors: Tensors) -> bool:
     """Whether there is data to compare: not on the meta device, not under FakeTensorMode."""
-    return all(t.device.type != "meta" and type(t) in (Tensor, nn.Parameter) for t in tensors.values())
+    return not any(t.is_meta or isinstance(t, FakeTensor) for t in tensors.values())
 
 
 def device_of(tensors: Tensors) -> torch.device:

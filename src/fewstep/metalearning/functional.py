@@ -67,6 +67,7 @@ class Facts:
         moves: parameters and buffers that a pass changes. through: whether gradients flow through what it changes.
         keeps: attributes that a pass changes, with what they were.
         norms: running means of batch and instance norms that the model calls as functions, in training.
+        uncounted: it writes past torch's version counter (`.data`), which no wrapper of vmap survives.
     """
 
     draws: bool = False
@@ -75,6 +76,7 @@ class Facts:
     through: bool = False
     keeps: tuple[Attribute, ...] = ()
     norms: frozenset[str] = frozenset()
+    uncounted: bool = False
 
 
 class Slot(NamedTuple):
@@ -117,6 +119,7 @@ class Body:
     def run(self, tensors: Tensors, inputs: tuple, setting: Setting, facts: Facts, now: Statistics) -> tuple:
         """The module's output, and the tensors that it moved."""
         before = [slot.place[slot.key] for slot in self.slots]
+        empty = [(layer._buffers, key) for layer in self.layers for key, t in layer._buffers.items() if t is None]
         with self._borrowed(tensors) if self.lent else contextlib.nullcontext():
             if self.training != setting.training:
                 self.set_modes(setting.training)
@@ -135,6 +138,11 @@ class Body:
                         norm.statistics = Statistics()
                 if facts.keeps:
                     reset(self.layers, facts.keeps)
+            filled = [key for buffers, key in empty if buffers[key] is not None]
+            for buffers, key in empty:
+                buffers[key] = None
+            if filled:
+                raise BadInput(f"a pass fills the buffer {filled[0]}, which was None: register it as a tensor")
         return output, moved
 
     def set_modes(self, modes: ModeOfLayers) -> None:
@@ -225,6 +233,8 @@ class Functional:
         }
         self.structure = Structure.of(self.model)
         self._blank = None if self.itself else without_data(self.model)
+        if self._blank is not None and {*map(id, self._blank.modules())} & {*map(id, self.model.modules())}:
+            raise ValueError("a layer gives itself for its copy")
         self._idle: list[Body] = []  # as many as passes ever were under way at once
         self._formula_for: dict[tuple[str, ...], bool] = {}
 

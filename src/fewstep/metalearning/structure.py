@@ -4,6 +4,7 @@ import copy
 import itertools
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +17,7 @@ from fewstep.models.norm import ValueNorm
 TORCHS_OWN = frozenset(vars(nn.Module()))  # attributes that every module has
 HOOKS = tuple(name for name in sorted(TORCHS_OWN) if name.endswith("hooks"))
 PLAIN = (int, float, complex, str, bytes, bool, type(None))
+FUNCTIONS = (FunctionType, MethodType, BuiltinFunctionType)
 DEPTH = 3  # how deep containers and objects in attributes are looked into
 ABSENT: Any = object()
 
@@ -41,7 +43,7 @@ def mark(value: Any, depth: int = 0) -> Any:
             return id(value), tuple(mark(v, depth + 1) for v in value)
         if isinstance(value, set | frozenset):
             return id(value), frozenset(map(id, value))
-        if hasattr(value, "__dict__") and not callable(value):
+        if hasattr(value, "__dict__") and not isinstance(value, FUNCTIONS):
             return id(value), type(value), mark(vars(value), depth + 1)
     return id(value), type(value)
 

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
+from fewstep.errors import BadInput
 from fewstep.models.batch_norm import apply_statistics, batch_statistics, normalise
 from fewstep.models.max_pool import max_pool
 
@@ -128,7 +129,16 @@ class ValueNorm:
         return self.statistics.differentiable and torch.is_grad_enabled()
 
     def tell(self, mean: Tensor, var: Tensor) -> None:
-        """Say by which moments of its batch the layer has normalised."""
+        """Say by which moments of its batch the layer has normalised.
+
+        Raises:
+            BadInput: a second time in a pass whose moments queries are to be normalised by.
+        """
+        if self.statistics.differentiable and self.name in self.statistics.seen:
+            raise BadInput(
+                f"{self.name} normalises several times in one pass, so that queries have no one mean and variance of "
+                "the support set: take statistics batch or frozen"
+            )
         self.statistics.seen[self.name] = Moments(mean, var)
 
 
