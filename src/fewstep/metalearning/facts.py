@@ -52,8 +52,8 @@ def _facts(body: Body, setting: Setting, tensors: Tensors, names: list[str], x: 
         if own := tuple(k for k in keeps if not type(body.layers[k.layer]).__module__.startswith("torch.nn.modules")):
             _no_memory(body, own, watched, seen.output)
         reset(body.layers, keeps)
-        before_again = others()
-        if drawn_elsewhere and watched() and others() != before_again:  # twice: it was not another thread
+        states = others()
+        if drawn_elsewhere and watched() and others() != states:  # once more, so that it was not another thread
             raise BadInput(
                 "the model draws from Python's or NumPy's random numbers, which no task can have for itself: draw from "
                 "torch (torch.rand)"
